@@ -1,0 +1,180 @@
+"""Train the target of the demo pair: a deep and thin Llama that writes short code, arithmetic and chat answers.
+
+The data is JSON lines, plain or `.xz`, of conversations:
+
+    {"source": "gsm8k_train", "finished": true, "messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+
+Training runs in two stages, so that most tokens are seen in short blocks (attention is what costs on a CPU) and the
+model still learns to write answers as long as the second block size:
+
+    python scripts/train_demo_target.py stage1 --data train.jsonl.xz --tokenizer TOKENIZER --output runs/target
+    python scripts/train_demo_target.py stage2 --data train.jsonl.xz --tokenizer TOKENIZER --output runs/target
+
+A stage that was interrupted goes on from its newest checkpoint when it is started again. `--size large` trains the
+16-layer, 256-wide model with the wide mix instead, which is meant for a GPU.
+"""
+
+import argparse
+import json
+import lzma
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+
+# Only sources whose licences are permissive (Apache-2.0, MIT, CC0, CC-BY): no share-alike text goes into the weights.
+NARROW_MIX = {"mbxp", "mathqa_code", "thirty_seconds_js", "gsm8k_train", "oasst_model_eval", "self_instruct_seed_user"}
+WIDE_MIX = NARROW_MIX | {"math_train"}
+
+
+@dataclass(frozen=True)
+class Size:
+    hidden_size: int
+    num_hidden_layers: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    sources: frozenset[str]
+    max_chat_chars: int
+
+
+SIZES = {
+    "small": Size(192, 16, 448, 3, 1, frozenset(NARROW_MIX), max_chat_chars=900),
+    "large": Size(256, 24, 704, 4, 2, frozenset(WIDE_MIX), max_chat_chars=4000),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    block_size: int
+    tokens_per_step: int
+    max_steps: int
+    learning_rate: float
+    lr_scheduler_type: str
+    warmup_steps: int
+
+
+STAGES = {
+    "stage1": Stage(256, 8192, 5000, 2e-3, "constant_with_warmup", 200),
+    "stage2": Stage(512, 8192, 2000, 2e-3, "linear", 20),
+}
+
+
+def read_conversations(path: Path, size: Size) -> list[list[dict[str, str]]]:
+    """Read the conversations of the mix: complete answers, chat in ASCII and not longer than the model can learn."""
+    conversations = []
+    with lzma.open(path, "rt") if path.suffix == ".xz" else open(path) as lines:
+        for line in lines:
+            row = json.loads(line)
+            if row["source"] not in size.sources or row.get("finished") is False:
+                continue
+            text = "".join(message["content"] for message in row["messages"])
+            if row["domain"] == "chat" and (len(text) > size.max_chat_chars or not text.isascii()):
+                continue
+            conversations.append(row["messages"])
+    return conversations
+
+
+class PackedConversations(Dataset):
+    """Whole conversations packed into blocks of `block_size` tokens, best fit first; longer ones are cut at the end."""
+
+    def __init__(self, conversations: list[list[dict[str, str]]], tokenizer, block_size: int, seed: int):
+        texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in conversations]
+        token_ids = [ids[:block_size] for ids in tokenizer(texts, add_special_tokens=False).input_ids]
+        random.Random(seed).shuffle(token_ids)
+        token_ids.sort(key=len, reverse=True)  # stable: equal lengths stay shuffled
+        blocks_by_room: list[list[list[int]]] = [[] for _ in range(block_size + 1)]
+        for ids in token_ids:
+            room = next((room for room in range(len(ids), block_size) if blocks_by_room[room]), block_size)
+            block = blocks_by_room[room].pop() if room < block_size else []
+            block.extend(ids)
+            blocks_by_room[block_size - len(block)].append(block)
+        blocks = [block for room in blocks_by_room for block in room]
+        self.num_tokens = sum(len(block) for block in blocks)
+        self.labels = torch.full((len(blocks), block_size), -100)  # (num_blocks, block_size)
+        for row, block in zip(self.labels, blocks, strict=True):
+            row[: len(block)] = torch.tensor(block)
+        self.input_ids = self.labels.masked_fill(self.labels == -100, tokenizer.pad_token_id)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.input_ids[index], "labels": self.labels[index]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--data", type=Path, required=True, help="training conversations, JSON lines (.jsonl or .jsonl.xz)")
+    parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer, with its chat template")
+    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the trained model")
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--max_steps", type=int, help="fewer steps than the recipe's, for trials")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    stage, size = STAGES[args.stage], SIZES[args.size]
+    on_gpu = torch.cuda.is_available()
+    set_seed(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    dataset = PackedConversations(read_conversations(args.data, size), tokenizer, stage.block_size, args.seed)
+    print(f"{len(dataset)} blocks of {stage.block_size}, {dataset.num_tokens / 1e6:.1f}M tokens an epoch")
+
+    if args.stage == "stage1":
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=size.hidden_size,
+            num_hidden_layers=size.num_hidden_layers,
+            intermediate_size=size.intermediate_size,
+            num_attention_heads=size.num_attention_heads,
+            num_key_value_heads=size.num_key_value_heads,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        model = LlamaForCausalLM(config)
+    else:
+        model = LlamaForCausalLM.from_pretrained(args.output / "stage1", dtype=torch.float32)
+    print(f"{model.num_parameters() / 1e6:.2f}M parameters")
+
+    output = args.output / args.stage
+    batch_size = stage.tokens_per_step // stage.block_size
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(output),
+            max_steps=args.max_steps or stage.max_steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=stage.learning_rate,
+            lr_scheduler_type=stage.lr_scheduler_type,
+            warmup_steps=stage.warmup_steps,
+            weight_decay=0.1,
+            adam_beta2=0.95,
+            max_grad_norm=1.0,
+            bf16=True,
+            torch_compile=True,
+            use_cpu=not on_gpu,
+            logging_steps=50,
+            save_steps=500,
+            save_total_limit=2,
+            dataloader_drop_last=True,
+            seed=args.seed,
+            report_to="none",
+        ),
+        train_dataset=dataset,
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if output.is_dir() else None)
+    trainer.save_model(str(output))
+    tokenizer.save_pretrained(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""
+EAGLE speculative decoding inside Hugging Face `generate`: the same tokens, several times faster.
+
+Importing this package makes `generate(assistant_model=draft)` understand EAGLE drafts.
+"""
+
+from transformers import AutoConfig, AutoModel
+
+from .configuration_eagle import EagleConfig
+from .draft_options import DraftOptions
+from .generation.output import EagleGenerateOutput
+from .generation.seam import attach, detach, install, uninstall
+from .modeling_eagle import EagleDraftModel, EagleDraftOutput
+from .tree import DraftTree
+
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "DraftOptions",
+    "DraftTree",
+    "EagleConfig",
+    "EagleDraftModel",
+    "EagleDraftOutput",
+    "EagleGenerateOutput",
+    "attach",
+    "detach",
+    "install",
+    "uninstall",
+]
+
+AutoConfig.register(EagleConfig.model_type, EagleConfig, exist_ok=True)
+AutoModel.register(EagleConfig, EagleDraftModel, exist_ok=True)
+install()

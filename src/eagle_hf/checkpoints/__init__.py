@@ -1,0 +1,9 @@
+"""
+Reading published heads. One file per layout turns what a repository holds into an [`EagleConfig`] and the tensors of
+[`EagleDraftModel`]; which layout it is follows from the tensors first and from the configuration second.
+"""
+
+from .reading import EagleCheckpoint, read_checkpoint
+
+
+__all__ = ["EagleCheckpoint", "read_checkpoint"]

@@ -1,0 +1,17 @@
+"""Our own layout: what `EagleDraftModel.save_pretrained` writes."""
+
+from typing import Any
+
+import torch
+
+from ..configuration_eagle import EagleConfig
+
+
+def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
+    """Whether the configuration is one of ours."""
+    return config.get("model_type") == EagleConfig.model_type
+
+
+def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[EagleConfig, dict[str, torch.Tensor]]:
+    """Our configuration and tensors as they are."""
+    return EagleConfig.from_dict(config), weights

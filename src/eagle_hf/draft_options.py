@@ -1,0 +1,106 @@
+"""How to draft: the fields of `draft.generation_config` that shape the tree, read and checked in one place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import GenerationConfig
+
+
+TREE_KINDS = ("dynamic", "static", "chain")
+
+# The tree of EAGLE-1 for 7B models (`mc_sim_7b_63` in the authors' code): every path is a list of child ranks.
+EAGLE1_TREE_PATHS = (
+    (0,), (1,), (2,), (3,),
+    (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0),
+    (0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0), (0, 1, 1), (0, 2, 0), (0, 2, 1), (1, 0, 0),
+    (0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 2),
+    (0, 0, 0, 0, 0), (0, 0, 0, 0, 1),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """
+    The shape of the draft tree.
+
+    Args:
+        draft_tree (`str`, defaults to `"dynamic"`):
+            `"dynamic"` grows the most likely nodes first (EAGLE-2, section 4), `"static"` has the same shape in every
+            step (EAGLE-1), `"chain"` drafts one token after the other.
+        num_assistant_tokens (`int`, defaults to 59):
+            Nodes drafted per step, the root excluded (the authors' `total_token - 1`). Not used by `"static"`.
+        draft_depth (`int`, defaults to 8): Most drafted tokens on a path (the authors' `depth + 1`).
+        draft_width (`int`, defaults to 10):
+            Children per expanded node, and nodes expanded per level (the authors' `top_k`). `"dynamic"` only.
+        draft_tree_paths (`Sequence[Sequence[int]]`, *optional*):
+            `"static"` only: every node as the ranks of the children that lead to it, `[0, 2]` being the third child of
+            the first. Defaults to the 25 nodes of EAGLE-1.
+        output_draft_trees (`bool`, defaults to `False`):
+            Whether `generate(..., return_dict_in_generate=True)` returns the draft trees of every step.
+
+    Raises:
+        `ValueError`: if a value is out of range.
+    """
+
+    draft_tree: str = "dynamic"
+    num_assistant_tokens: int = 59
+    draft_depth: int = 8
+    draft_width: int = 10
+    draft_tree_paths: Sequence[Sequence[int]] | None = None
+    output_draft_trees: bool = False
+
+    def __post_init__(self):
+        if self.draft_tree not in TREE_KINDS:
+            raise ValueError(f"`draft_tree` must be one of {', '.join(TREE_KINDS)}, got {self.draft_tree!r}.")
+        for name in ("num_assistant_tokens", "draft_depth", "draft_width"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        if self.draft_tree_paths is not None:
+            self._validate_paths({tuple(path) for path in self.draft_tree_paths})
+
+    @staticmethod
+    def _validate_paths(paths: set[tuple[int, ...]]) -> None:
+        if not paths or () in paths or any(not isinstance(rank, int) or rank < 0 for path in paths for rank in path):
+            raise ValueError("`draft_tree_paths` must be non-empty lists of child ranks (0 is the likeliest child).")
+        for path in paths:
+            if len(path) > 1 and path[:-1] not in paths:
+                raise ValueError(
+                    f"`draft_tree_paths` contains {list(path)} without its parent {list(path[:-1])}. List every node."
+                )
+
+    @property
+    def static_paths(self) -> list[tuple[int, ...]]:
+        """Nodes of the static tree, shallower first, siblings by rank."""
+        paths = self.draft_tree_paths if self.draft_tree_paths is not None else EAGLE1_TREE_PATHS
+        return sorted({tuple(path) for path in paths}, key=lambda path: (len(path), path))
+
+    @classmethod
+    def from_generation_config(cls, generation_config: GenerationConfig) -> "DraftOptions":
+        """
+        Read the options from `draft.generation_config`. Fields that are not set keep their defaults.
+
+        Raises:
+            `ValueError`: if a value is out of range, or a `draft_*` field does not exist (a misspelt option).
+        """
+        fields = {name: value for name, value in vars(generation_config).items() if name in cls.__dataclass_fields__}
+        unknown = [name for name in vars(generation_config) if name.startswith("draft_") and name not in fields]
+        if unknown:
+            raise ValueError(
+                f"`draft.generation_config` has unknown draft options {unknown}. "
+                f"Known: {', '.join(cls.__dataclass_fields__)}."
+            )
+        return cls(**{name: value for name, value in fields.items() if value is not None})
+
+    def as_chain(self) -> "DraftOptions":
+        """The same options for a chain."""
+        return replace(self, draft_tree="chain")
+
+    def to_generation_config(self) -> GenerationConfig:
+        """A generation config with these options, to be set as `draft.generation_config`."""
+        return GenerationConfig(
+            num_assistant_tokens=self.num_assistant_tokens,
+            draft_tree=self.draft_tree,
+            draft_depth=self.draft_depth,
+            draft_width=self.draft_width,
+        )

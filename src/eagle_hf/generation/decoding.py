@@ -1,0 +1,121 @@
+"""The decoding loop: what runs in place of `transformers`' own assisted decoding when the assistant is an EAGLE draft."""
+
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.logits_process import LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging
+
+from ..draft_options import DraftOptions
+from ..drafting import Drafter
+from ..modeling_eagle import EagleDraftModel
+from ..tree import DraftTree
+from .output import EagleGenerateOutput
+from .pairing import check_cache, feature_layer_ids
+from .probe import can_verify_trees
+from .selection import NodeSelector, Records, TokenSelector
+from .sequences import Sequences
+from .target import Target
+
+
+logger = logging.get_logger(__name__)
+
+
+def eagle_decoding(
+    model: PreTrainedModel,
+    input_ids: torch.LongTensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    draft: EagleDraftModel,
+    streamer: BaseStreamer | None = None,
+    **model_kwargs: Any,
+) -> EagleGenerateOutput | torch.LongTensor:
+    r"""
+    Generate with draft trees. The text is that of plain `generate`: greedy token for token, sampling seed for seed.
+
+    Every step works on the newest token of each row, the root, which is in no cache yet:
+
+    ```text
+    draft   grow a tree below the root from the features known so far         Drafter.grow
+    target  one forward over all nodes, each seeing its own path              Target.verify
+    walk    the target's own next tokens, as long as the tree contains them   select
+    cache   keep the nodes of that path, drop the others                      Target.keep
+    draft   learn the true features of the kept nodes                         Drafter.extend
+    ```
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The target.
+        input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs:
+            As `generate` prepares them for its decoding methods.
+        draft ([`EagleDraftModel`]): The draft head.
+
+    Returns:
+        [`EagleGenerateOutput`] or `torch.LongTensor` of shape `(batch_size, length)`
+    """
+    check_cache(model_kwargs.get("past_key_values"))
+    options = DraftOptions.from_generation_config(draft.generation_config)
+    is_tree = can_verify_trees(model)
+    if not is_tree and options.draft_tree != "chain":
+        logger.warning_once(
+            f"{type(model).__name__} cannot verify trees (its attention ignores or misreads a mask per node), so that the "
+            "draft proposes chains instead. Set `draft.generation_config.draft_tree = 'chain'` to say so."
+        )
+        options = options.as_chain()
+
+    sequences = Sequences(input_ids, stopping_criteria, generation_config, streamer)
+    target = Target(model, generation_config, model_kwargs, feature_layer_ids(model, draft), is_tree)
+    drafter = Drafter(draft, options, model.get_input_embeddings(), model.get_output_embeddings())
+    records = Records(generation_config, sequences.batch_size)
+    do_sample = bool(generation_config.do_sample)
+    acceptance_lengths: list[list[int]] = [[] for _ in range(sequences.batch_size)]
+    trees: list[tuple[DraftTree, list[list[int]]]] = []
+
+    try:
+        logits = target.prefill(input_ids)
+        selector: NodeSelector | TokenSelector
+        may_run_ahead = is_tree or sequences.batch_size == 1  # a chain of plain causal attention keeps rows in step
+        if may_run_ahead and NodeSelector.supports(sequences, logits_processor, do_sample, logits.device):
+            selector = NodeSelector(sequences, logits_processor, do_sample, records, logits.shape[-1], logits.device)
+        else:
+            selector = TokenSelector(sequences, logits_processor, do_sample, records)
+
+        selector.select(DraftTree.root_only(input_ids.new_zeros(len(input_ids))), logits)
+        if not sequences.done:
+            prompt = target.prompt_features(input_ids.shape[1])
+            following = sequences.ids[:, -prompt.features.shape[1] :]
+            drafter.extend(prompt.features, following, prompt.positions, [following.shape[1]] * len(following), prompt.mask)
+        while not sequences.done:
+            tree = drafter.grow(sequences.newest(), sequences.max_draft_depth())
+            logits = target.verify(tree)
+            open_rows = [row for row, done in enumerate(sequences.closed_rows()) if not done]
+            paths = selector.select(tree, logits)
+            for row in open_rows:
+                acceptance_lengths[row].append(len(paths[row]))
+            if options.output_draft_trees:
+                trees.append((tree, paths))
+            features, positions = target.keep(paths)
+            if not sequences.done:
+                counts = [len(path) for path in paths]
+                drafter.extend(features, sequences.last(features.shape[1], counts), positions, counts)
+    finally:
+        target.release()
+    selector.finish()
+
+    if streamer is not None:
+        streamer.end()
+    if not generation_config.return_dict_in_generate:
+        return sequences.ids.clone()
+    return EagleGenerateOutput(
+        sequences=sequences.ids.clone(),
+        scores=records.scores,
+        logits=records.logits,
+        past_key_values=target.cache,
+        acceptance_lengths=acceptance_lengths,
+        target_forwards=target.num_forwards,
+        draft_forwards=drafter.num_forwards,
+        draft_trees=trees if options.output_draft_trees else None,
+    )

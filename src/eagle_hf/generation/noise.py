@@ -1,0 +1,62 @@
+"""The random numbers of plain `generate`, drawn ahead of time without changing what they are."""
+
+import torch
+
+
+class SamplingNoise:
+    """
+    Plain sampling calls `torch.multinomial(probs, 1)` once per new column, and that draws one block of exponentials of
+    shape `(batch_size, vocab_size)` from the global generator. This class draws the same blocks in the same order, keeps
+    those that a faster row of the batch needed first, and in the end sets the generator to where plain `generate` would
+    have left it, however many blocks were drawn ahead.
+
+    Args:
+        batch_size (`int`): Rows of the batch.
+        vocab_size (`int`): Tokens of the target.
+        device (`torch.device`): Device of the target's logits, one of `DEVICES`.
+    """
+
+    DEVICES = ("cpu", "cuda")  # whose `multinomial` works this way
+
+    def __init__(self, batch_size: int, vocab_size: int, device: torch.device):
+        self.shape = (batch_size, vocab_size)
+        self.device = device
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            self._generator = torch.cuda.default_generators[index]
+        else:
+            self._generator = torch.default_generator
+        self._first = 0  # column of `_blocks[0]`
+        self._blocks: list[torch.Tensor] = []
+        self._states: list[torch.Tensor] = []  # generator state before each block, for all columns from 0 on
+
+    def at_nodes(self, first_columns: list[int], depths: torch.Tensor, max_depth: int) -> torch.Tensor:
+        """
+        Exponentials for the nodes of draft trees.
+
+        Args:
+            first_columns (`list[int]` of length `batch_size`): New column that the token after the root goes to.
+            depths (`torch.LongTensor` of shape `(batch_size, num_nodes)`): Depth of every node.
+            max_depth (`int`): A bound on `depths`.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`
+        """
+        self._forget(min(first_columns))
+        while self._first + len(self._blocks) <= max(first_columns) + max_depth:
+            self._states.append(self._generator.get_state())
+            self._blocks.append(torch.empty(self.shape, device=self.device).exponential_())
+        if len(first_columns) == 1:
+            return torch.cat(self._blocks)[depths]  # (1, num_nodes, vocab_size)
+        blocks = torch.stack(self._blocks)  # (num_blocks, batch_size, vocab_size)
+        offsets = torch.tensor(first_columns, device=self.device)[:, None] - self._first
+        return blocks[offsets + depths, torch.arange(len(depths), device=self.device)[:, None]]
+
+    def _forget(self, column: int) -> None:
+        del self._blocks[: column - self._first]
+        self._first = column
+
+    def rewind(self, num_columns: int) -> None:
+        """Set the global generator to where it stands after `num_columns` columns of plain `generate`."""
+        if num_columns < len(self._states):
+            self._generator.set_state(self._states[num_columns])

@@ -1,0 +1,31 @@
+"""What `generate(..., return_dict_in_generate=True)` returns with an EAGLE draft."""
+
+from dataclasses import dataclass
+
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from ..tree import DraftTree
+
+
+@dataclass
+class EagleGenerateOutput(GenerateDecoderOnlyOutput):
+    """
+    Everything that plain `generate` returns, and what drafting did.
+
+    The acceptance length of the EAGLE papers, tau, is the mean of `acceptance_lengths`.
+
+    Args:
+        acceptance_lengths (`list[list[int]]`, *optional*):
+            Per row, the tokens that each verification added: accepted drafts and the target's own next token. The very
+            first new token comes from the prompt and belongs to no verification.
+        target_forwards (`int`, *optional*): Forwards of the target, the prompt's included.
+        draft_forwards (`int`, *optional*): Forwards of the draft.
+        draft_trees (`list[tuple[DraftTree, list[list[int]]]]`, *optional*):
+            The trees of every step, and per row the nodes that were accepted, the root first. Returned where
+            `draft.generation_config.output_draft_trees` is `True`.
+    """
+
+    acceptance_lengths: list[list[int]] | None = None
+    target_forwards: int | None = None
+    draft_forwards: int | None = None
+    draft_trees: list[tuple[DraftTree, list[list[int]]]] | None = None

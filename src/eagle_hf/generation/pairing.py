@@ -1,0 +1,141 @@
+"""Whether a target, a draft and the options of a `generate` call fit together; refused at the door with the reason."""
+
+from transformers import Cache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+)
+from transformers.utils import logging
+
+from ..draft_options import DraftOptions
+from ..kv_cache import GrowingLayer
+from ..modeling_eagle import EagleDraftModel
+
+
+logger = logging.get_logger(__name__)
+
+SUPPORTED_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, GrowingLayer, DummyLayer)
+
+
+def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config: GenerationConfig) -> None:
+    """
+    Check what is known before anything has run.
+
+    Raises:
+        `ValueError`: if the draft does not fit the target, or the target or an option cannot work with draft trees.
+    """
+    check_pair(model, draft)
+    DraftOptions.from_generation_config(draft.generation_config)
+    if generation_config.use_cache is False:
+        raise ValueError(
+            "Got `use_cache=False`, but verifying drafts needs the keys and values of earlier tokens. Leave `use_cache` "
+            "at its default, or generate without `assistant_model`."
+        )
+    implementation = generation_config.cache_implementation
+    if implementation not in (None, "dynamic"):
+        raise ValueError(
+            f"Got `cache_implementation={implementation!r}`, but drafts are verified with a dynamic cache only: rejected "
+            "nodes must be removed from it again. Leave `cache_implementation` unset, or generate without `assistant_model`."
+        )
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(generation_config, name):
+            raise ValueError(
+                f"Got `{name}=True`, which is not available together with an EAGLE draft: one forward covers a whole "
+                "tree. Generate without `assistant_model` to get them."
+            )
+
+
+def check_pair(model: PreTrainedModel, draft: EagleDraftModel) -> None:
+    """
+    Check that the draft was made for a target of this shape.
+
+    Raises:
+        `ValueError`: naming both numbers that do not fit.
+    """
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"EAGLE drafts need a decoder-only target, but {name} is an encoder-decoder model.")
+    if getattr(model, "_is_stateful", False):
+        raise ValueError(
+            f"{name} keeps a recurrent state that cannot be rolled back to an earlier token, so that rejected drafts "
+            "would stay in it. Generate without `assistant_model`."
+        )
+    config, target = draft.config, model.config.get_text_config(decoder=True)
+    trained_for = f" It was trained for {config.base_model_name_or_path}." if config.base_model_name_or_path else ""
+    if target.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"The target {name} has a vocabulary of {target.vocab_size} tokens, but the draft was made for one of "
+            f"{config.vocab_size} (`draft.config.vocab_size`). Use the draft that belongs to this target.{trained_for}"
+        )
+    if target.hidden_size != config.target_hidden_size:
+        raise ValueError(
+            f"The target {name} has hidden states of size {target.hidden_size}, but the draft reads features of size "
+            f"{config.target_hidden_size} (`draft.config.target_hidden_size`). Use the draft that belongs to this target."
+            f"{trained_for}"
+        )
+    config.resolve_feature_layer_ids(target.num_hidden_layers)
+    if draft.lm_head is None and model.get_output_embeddings() is None:
+        raise ValueError(f"The draft has no `lm_head` of its own and needs the target's, but {name} has none.")
+    if draft.embed_tokens is None:
+        embedding = model.get_input_embeddings()
+        width = getattr(embedding, "embedding_dim", config.hidden_size)
+        if width != config.hidden_size:
+            raise ValueError(
+                f"The draft has no embedding of its own and is {config.hidden_size} wide, but the embedding of {name} "
+                f"is {width} wide. The head needs its own (`own_embed_tokens`)."
+            )
+
+
+def check_cache(cache: Cache | None) -> None:
+    """
+    Check that every layer of the cache can drop rejected nodes.
+
+    Raises:
+        `ValueError`: naming the layer type that cannot.
+    """
+    if cache is None:
+        raise ValueError(
+            "The target prepares its own cache instead of a `transformers` DynamicCache, so that rejected drafts could "
+            "not be removed from it. Generate without `assistant_model`."
+        )
+    if isinstance(cache, EncoderDecoderCache):
+        raise ValueError("Got an EncoderDecoderCache, but EAGLE drafts need a decoder-only target.")
+    if getattr(cache, "offloading", False):
+        raise ValueError("Got an offloaded cache, but draft trees need keys and values on the device. Use a DynamicCache.")
+    for layer in cache.layers:
+        if type(layer) not in SUPPORTED_LAYERS:
+            kind = "a static cache" if isinstance(layer, StaticLayer) else f"cache layers of type {type(layer).__name__}"
+            raise ValueError(
+                f"Got {kind}, which cannot drop the rejected nodes of a draft tree exactly. Use a DynamicCache (leave "
+                "`cache_implementation` and `past_key_values` unset), or generate without `assistant_model`."
+            )
+
+
+def align_draft(model: PreTrainedModel, draft: EagleDraftModel) -> None:
+    """
+    Bring the draft to the target's device and dtype, unless the user chose them when loading it.
+
+    Raises:
+        `ValueError`: if the user put it on another device than the target's embedding.
+    """
+    embedding_weight = model.get_input_embeddings().weight
+    device = embedding_weight.device if embedding_weight.device.type != "meta" else model.device
+    dtype = draft.dtype if draft.has_explicit_dtype else model.dtype
+    if dtype != draft.dtype or (device != draft.device and not draft.has_explicit_device):
+        logger.info(f"Moving the draft from {draft.dtype} on {draft.device} to {dtype} on {device}, as its target.")
+        draft.to(device=device if not draft.has_explicit_device else draft.device, dtype=dtype)
+    if draft.device != device:
+        raise ValueError(
+            f"The draft is on {draft.device}, but the target's embedding is on {device}. Load the draft without "
+            f"`device_map`, or with `device_map={str(device)!r}`."
+        )
+
+
+def feature_layer_ids(model: PreTrainedModel, draft: EagleDraftModel) -> list[int]:
+    """Which entries of this target's `hidden_states` the draft reads, as indices without sign."""
+    return draft.config.resolve_feature_layer_ids(model.config.get_text_config(decoder=True).num_hidden_layers)
+
+

@@ -1,0 +1,229 @@
+"""
+Choosing the target's next tokens along the tree, with the same processors, the same random numbers and the same stop
+rules as plain `generate`. Two ways lead to the same tokens:
+
+* `NodeSelector` processes all nodes at once and reads the choices back in one go. It needs processors that look at
+  nothing but the logits, and rows that may run ahead of each other.
+* `TokenSelector` walks the tree one token at a time and calls everything as plain `generate` does: every processor
+  once per emitted token with that token's true prefix, never for a rejected branch, on the whole batch. Rows of a batch
+  advance together, by the number of tokens that all of them accept.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation import logits_process
+from transformers.generation.logits_process import LogitsProcessorList
+
+from ..tree import DraftTree
+from ..verification import accepted_path, choose_greedy, choose_sampled
+from .noise import SamplingNoise
+from .sequences import Sequences
+
+
+# Processors whose output depends on the logits alone: neither on the prefix nor on earlier calls.
+PREFIX_FREE_PROCESSORS = tuple(
+    getattr(logits_process, name)
+    for name in (
+        "TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper", "TypicalLogitsWarper",
+        "EpsilonLogitsWarper", "EtaLogitsWarper", "TopHLogitsWarper", "SuppressTokensLogitsProcessor",
+        "InfNanRemoveLogitsProcessor", "LogitNormalization",
+    )
+)  # fmt: skip
+
+
+class Records:
+    """
+    Scores and logits of every new column, as `return_dict_in_generate` returns them: tensors of shape
+    `(batch_size, vocab_size)`. What they hold for rows that have finished is of no meaning, as in plain `generate`.
+
+    Args:
+        generation_config ([`~transformers.GenerationConfig`]): Says which of them are wanted.
+        batch_size (`int`): Rows of the batch.
+    """
+
+    def __init__(self, generation_config: GenerationConfig, batch_size: int):
+        wanted = generation_config.return_dict_in_generate
+        self.scores: tuple[torch.Tensor, ...] | None = () if wanted and generation_config.output_scores else None
+        self.logits: tuple[torch.Tensor, ...] | None = () if wanted and generation_config.output_logits else None
+        self.is_wanted = self.scores is not None or self.logits is not None
+        self.batch_size = batch_size
+
+    def add_column(self, scores: torch.Tensor, logits: torch.Tensor) -> None:
+        """Record a new column; both tensors of shape `(batch_size, vocab_size)`."""
+        if self.scores is not None:
+            self.scores += (scores,)
+        if self.logits is not None:
+            self.logits += (logits,)
+
+    def add(self, column: int, row: int, scores: torch.Tensor, logits: torch.Tensor) -> None:
+        """Record one row of a column; both tensors of shape `(vocab_size,)`."""
+        if not self.is_wanted:
+            return
+        nothing = scores.new_zeros(self.batch_size, len(scores))
+        while column >= len(self.scores if self.scores is not None else self.logits or ()):
+            self.add_column(nothing.clone(), nothing.clone())
+        if self.scores is not None:
+            self.scores[column][row] = scores
+        if self.logits is not None:
+            self.logits[column][row] = logits
+
+
+class NodeSelector:
+    """
+    Chooses at all nodes at once.
+
+    Args:
+        sequences ([`Sequences`]): Get the chosen tokens.
+        processors ([`~transformers.LogitsProcessorList`]): Prefix-free processors.
+        do_sample (`bool`): Whether to sample.
+        records ([`Records`]): Get scores and logits.
+        vocab_size (`int`): Tokens of the target.
+        device (`torch.device`): Device of the logits.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        processors: LogitsProcessorList,
+        do_sample: bool,
+        records: Records,
+        vocab_size: int,
+        device: torch.device,
+    ):
+        self.sequences = sequences
+        self.processors = processors
+        self.records = records
+        self.noise = SamplingNoise(sequences.batch_size, vocab_size, device) if do_sample else None
+        self._closed = [False] * sequences.batch_size
+
+    @staticmethod
+    def supports(sequences: Sequences, processors: LogitsProcessorList, do_sample: bool, device: torch.device) -> bool:
+        """Whether choosing at all nodes at once is exact."""
+        known_processors = all(type(processor) in PREFIX_FREE_PROCESSORS for processor in processors)
+        return known_processors and sequences.stops_row_wise and (not do_sample or device.type in SamplingNoise.DEVICES)
+
+    def select(self, tree: DraftTree, logits: torch.Tensor) -> list[list[int]]:
+        """
+        Walk every tree, and append what the walk emits.
+
+        Args:
+            tree ([`DraftTree`]): The verified trees.
+            logits (`torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`): The target's logits after every node.
+
+        Returns:
+            `list[list[int]]`: Per row the nodes to keep in the cache. Rows that have finished keep their last token once,
+            so that the cache holds it as after plain `generate`, and nothing afterwards.
+        """
+        scores = self._process(logits)
+        if self.noise is None:
+            chosen = choose_greedy(scores)
+        else:
+            first_columns = self._first_columns()
+            chosen = choose_sampled(scores, self.noise.at_nodes(first_columns, tree.depths, tree.max_depth))
+        tokens, parents, choices = torch.stack([tree.tokens, tree.parents, chosen]).tolist()  # the one synchronisation
+        return [self._walk(row, tokens[row], parents[row], choices[row], scores, logits) for row in range(len(tokens))]
+
+    def _first_columns(self) -> list[int]:
+        """New column that each row fills next; for rows that have finished, one that the others still need anyway."""
+        columns = [n - self.sequences.prompt_len for n in self.sequences.lengths]
+        slowest = min(c for c, done in zip(columns, self.sequences.finished, strict=True) if not done)
+        return [slowest if done else c for c, done in zip(columns, self.sequences.finished, strict=True)]
+
+    def _process(self, logits: torch.Tensor) -> torch.Tensor:
+        if not self.processors and self.noise is None and not self.records.is_wanted:
+            return logits  # only their order matters
+        scores = logits.flatten(0, 1).to(copy=True, dtype=torch.float32)
+        # Prefix-free processors get no prefix: one that reads it fails instead of seeing a wrong one.
+        return self.processors(None, scores).view(logits.shape)
+
+    def _walk(
+        self,
+        row: int,
+        tokens: Sequence[int],
+        parents: Sequence[int],
+        choices: Sequence[int],
+        scores: torch.Tensor,
+        logits: torch.Tensor,
+    ) -> list[int]:
+        if self.sequences.finished[row]:
+            keep = [] if self._closed[row] else [0]
+            self._closed[row] = True
+            return keep
+        path = accepted_path(tokens, parents, choices)
+        emitted = [choices[node] for node in path]
+        if -1 in emitted:
+            raise ValueError(
+                f"The target's distribution after {self.sequences.lengths[row]} tokens of row {row} contains NaN, so "
+                "that no token can be sampled. Check the target's weights and dtype (float16 overflows in some models)."
+            )
+        column = self.sequences.lengths[row] - self.sequences.prompt_len
+        path = path[: self.sequences.append_row(row, emitted)]
+        for i, node in enumerate(path):
+            self.records.add(column + i, row, scores[row, node], logits[row, node])
+        return path
+
+    def finish(self) -> None:
+        """Leave the global generator as plain `generate` leaves it."""
+        if self.noise is not None:
+            self.noise.rewind(max(self.sequences.lengths) - self.sequences.prompt_len)
+
+
+class TokenSelector:
+    """
+    Chooses one token after the other.
+
+    Args:
+        sequences ([`Sequences`]): Get the chosen tokens.
+        processors ([`~transformers.LogitsProcessorList`]): Any processors.
+        do_sample (`bool`): Whether to sample.
+        records ([`Records`]): Get scores and logits.
+    """
+
+    def __init__(self, sequences: Sequences, processors: LogitsProcessorList, do_sample: bool, records: Records):
+        self.sequences = sequences
+        self.processors = processors
+        self.do_sample = do_sample
+        self.records = records
+
+    def select(self, tree: DraftTree, logits: torch.Tensor) -> list[list[int]]:
+        """
+        Walk all trees together. Same arguments as [`NodeSelector.select`]; all returned paths have the same length.
+        """
+        children = [
+            {(parent, token): node for node, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
+            for tokens, parents in zip(*torch.stack([tree.tokens, tree.parents]).tolist(), strict=True)
+        ]
+        rows = torch.arange(len(children), device=logits.device)
+        paths = [[0] for _ in children]
+        while True:
+            at = [path[-1] for path in paths]
+            finished_before = self.sequences.closed_rows()
+            chosen = self._next_tokens(logits[rows, at].to(copy=True, dtype=torch.float32))
+            closed = self.sequences.closed_rows()
+            # A row that has just finished needs its last token as a root, or the cache would lack it.
+            if self.sequences.done or closed != finished_before:
+                return paths
+            next_nodes = [
+                0 if is_closed else child.get((node, token))
+                for child, node, token, is_closed in zip(children, at, chosen, closed, strict=True)
+            ]
+            if None in next_nodes:
+                return paths
+            for path, next_node in zip(paths, next_nodes, strict=True):
+                path.append(next_node)
+
+    def _next_tokens(self, logits: torch.Tensor) -> list[int]:
+        """One column of plain `generate`, from logits of shape `(batch_size, vocab_size)`."""
+        scores = self.processors(self.sequences.ids.contiguous(), logits)
+        self.records.add_column(scores, logits)
+        if self.do_sample:
+            tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
+        else:
+            tokens = scores.argmax(dim=-1)
+        self.sequences.append_column(tokens, self.records.scores)
+        return tokens.tolist()
+
+    def finish(self) -> None:
+        """Nothing to restore: the random numbers were drawn as plain `generate` draws them."""

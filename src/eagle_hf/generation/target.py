@@ -1,0 +1,182 @@
+"""The target during one `generate` call: prefill, verification of trees, features, and what its cache keeps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Cache, GenerationConfig, PreTrainedModel
+
+from ..kv_cache import align_columns, keep_nodes
+from ..tree import DraftTree
+from .forward import forward_chain, forward_tree
+from .masks import TreeMasks
+
+
+@dataclass(frozen=True)
+class PromptFeatures:
+    """
+    What the draft learns from the prompt.
+
+    Args:
+        features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * hidden_size)`):
+            Features of the last `seq_len` prompt columns, those that the prefill computed and whose next token is known.
+        positions (`torch.LongTensor` of shape `(batch_size, seq_len)`): Their positions.
+        mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): `False` at padding; `None` without any.
+    """
+
+    features: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor | None
+
+
+class Target:
+    """
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The target.
+        generation_config ([`~transformers.GenerationConfig`]): As prepared by `generate`.
+        model_kwargs (`dict`): As prepared by `generate`; holds the cache.
+        feature_layer_ids (`list[int]`): Which `hidden_states` the draft reads.
+        is_tree (`bool`): Whether the target can verify trees; otherwise only chains, through its own causal mask.
+    """  # noqa: D205
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        feature_layer_ids: list[int],
+        is_tree: bool,
+    ):
+        self.model = model
+        self.generation_config = generation_config
+        self.model_kwargs = model_kwargs
+        self.feature_layer_ids = feature_layer_ids
+        self.is_tree = is_tree
+        self.cache: Cache = model_kwargs["past_key_values"]
+        self.num_forwards = 0
+        self.lengths: list[int] = []  # committed columns of the cache, per row
+        self._hidden_states: tuple[torch.Tensor | None, ...] = ()
+        self._recorded: list[tuple[Any, bool]] = []
+
+    # ------------------------------------------------------------------ prompt
+
+    def prefill(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """
+        Run the prompt, as plain `generate` does.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, prompt_len)`): The prompt.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, 1, vocab_size)`: Logits after the last prompt token.
+        """
+        # A list of layers keeps `transformers` from holding the hidden states of all others.
+        kwargs = {**self.model_kwargs, "output_hidden_states": self.feature_layer_ids}
+        outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
+        self.num_forwards += 1
+        self._hidden_states = outputs.hidden_states
+        past_len = int(self.cache.get_seq_length())
+        self.lengths = [past_len] * len(outputs.logits)
+        mask = self.model_kwargs.get("attention_mask")
+        self._prompt_mask = None if mask is None else mask[:, -past_len:].bool()
+        positions = self.model_kwargs.get("position_ids")
+        if positions is None:
+            real = mask if mask is not None else torch.ones(1, past_len, dtype=torch.long, device=outputs.logits.device)
+            positions = (real.cumsum(-1) - 1).clamp(min=0)
+        self._prompt_positions = positions  # (batch_size or 1, len), or (3, batch_size, len) for multimodal rotary
+        self._root_position = positions[..., -1:] + 1  # (..., batch_size or 1, 1)
+        self._masks = TreeMasks(self.model.config.get_text_config(decoder=True), self.cache, self._prompt_mask)
+        self._record_past()
+        return outputs.logits[:, -1:]
+
+    def prompt_features(self, num_known_tokens: int) -> PromptFeatures:
+        """
+        Features of the prompt, as far as the prefill computed them and the token after each is known.
+
+        Args:
+            num_known_tokens (`int`): Prompt tokens whose ids are known; 0 where the prompt was given as embeddings.
+        """
+        features = self._features()
+        seq_len = min(features.shape[1], max(num_known_tokens, 1))
+        positions = self._text_positions(self._prompt_positions)[:, -seq_len:].expand(len(self.lengths), -1)
+        mask = None if self._prompt_mask is None else self._prompt_mask[:, -seq_len:]
+        return PromptFeatures(features[:, -seq_len:], positions, mask)
+
+    # ------------------------------------------------------------------ steps
+
+    def verify(self, tree: DraftTree) -> torch.Tensor:
+        """
+        Run all nodes of the trees in one forward.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`: Logits after every node.
+        """
+        kwargs = {"output_hidden_states": self.feature_layer_ids}
+        if self.is_tree:
+            outputs = forward_tree(
+                self.model, tree, self._root_position, self.lengths, self.cache, self._masks, **kwargs
+            )
+        else:
+            mask = self._prompt_mask
+            if mask is not None:
+                new_len = self.lengths[0] + tree.num_nodes - mask.shape[1]
+                mask = torch.cat([mask, mask.new_ones(len(mask), new_len)], dim=1).long()
+            outputs = forward_chain(self.model, tree, self._root_position, mask, self.cache, **kwargs)
+        self.num_forwards += 1
+        self._hidden_states = outputs.hidden_states
+        self._num_nodes = tree.num_nodes
+        return outputs.logits
+
+    def keep(self, paths: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Keep the accepted paths of the last verification in the cache, and drop the other nodes.
+
+        Args:
+            paths (`Sequence[Sequence[int]]` of length `batch_size`): Accepted nodes of every row, the root first.
+
+        Returns:
+            Features of shape `(batch_size, longest, num_features * hidden_size)` of the accepted nodes, and their
+            positions of shape `(batch_size, longest)`; rows with shorter paths are filled with the features of the root.
+        """
+        if self.is_tree:
+            self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
+        else:  # a chain, all rows by the same number of nodes
+            self.cache.crop(len(paths[0]) - self._num_nodes)
+            self.lengths = [length + len(paths[0]) for length in self.lengths]
+        longest = max(map(len, paths))
+        device = self._root_position.device
+        index = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=device)
+        positions = self._text_positions(self._root_position) + torch.arange(longest, device=device)
+        self._root_position = self._root_position + torch.tensor([[len(path)] for path in paths], device=device)
+        return self._features(index), positions.expand(len(paths), -1)
+
+    def _features(self, index: torch.Tensor | None = None) -> torch.Tensor:
+        """The captured hidden states, concatenated; only columns `index` of shape `(batch_size, k)` where given."""
+        states = [self._hidden_states[i] for i in self.feature_layer_ids]
+        if index is not None:
+            rows = torch.arange(len(index), device=index.device)[:, None]
+            states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
+        return torch.cat(states, dim=-1) if len(states) > 1 else states[0]
+
+    @staticmethod
+    def _text_positions(positions: torch.Tensor) -> torch.Tensor:
+        return positions if positions.dim() == 2 else positions[0]
+
+    # ------------------------------------------------------------------ cache
+
+    def _record_past(self) -> None:
+        """
+        Keep sliding layers from cutting their window before the accepted nodes are known. Only after the prefill: until
+        then they would hold the whole prompt.
+        """
+        self._recorded = [(layer, layer.record_past) for layer in self.cache.layers if hasattr(layer, "record_past")]
+        for layer, _ in self._recorded:
+            layer.record_past = True
+
+    def release(self) -> None:
+        """Hand the cache back as plain `generate` leaves it."""
+        if self.is_tree and self.lengths:
+            align_columns(self.cache, self.lengths)
+        for layer, recorded in self._recorded:
+            layer.record_past = recorded

@@ -1,0 +1,179 @@
+"""
+Keeping the accepted nodes of a draft tree in a key/value cache, whatever the cache's layers are.
+
+A verification forward appends all nodes of the tree behind the `P` columns that the cache holds. Afterwards the nodes
+of the accepted path move to the columns right behind the row's own tokens, and the rest is cut off. Rows of a batch
+accept different numbers of nodes; each row stays left-aligned, column `c` of the cache being column `c` of its
+sequence, and what lies behind a row's own length is garbage that the masks hide:
+
+```text
+             committed      tree of 5 nodes                committed
+row 0   a b c d e f       r0 n1 n2 n3 n4     keep 0 2  ->  a b c d e f r0 n2
+row 1   a b c d . .       r0 n1 n2 n3 n4     keep 0 1 3    a b c d r0 n1 n3 .
+```
+
+Keys carry their rotary position with them, so moving a column changes nothing but its place. Sliding-window layers hold
+only the last `window - 1` columns of each row, right-aligned.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers.cache_utils import Cache, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+
+class GrowingLayer(DynamicLayer):
+    """
+    A cache layer that grows like [`~transformers.cache_utils.DynamicLayer`], but writes new states into a buffer with
+    room to spare instead of copying the whole cache in every forward. `keys` and `values` are views of the buffer.
+    """
+
+    _growth = 1.5
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Append the states of shape `(batch_size, heads, new_len, head_dim)`; returns all keys and values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self._buffers is None or not self._owns_states(start) or end > self._buffers[0].shape[-2]:
+            self._reallocate(key_states, value_states, start, end)
+        key_buffer, value_buffer = self._buffers
+        key_buffer[..., start:end, :] = key_states
+        value_buffer[..., start:end, :] = value_states
+        self.keys, self.values = key_buffer[..., :end, :], value_buffer[..., :end, :]
+        return self.keys, self.values
+
+    def _owns_states(self, length: int) -> bool:
+        # Whoever reorders or selects rows of the cache replaces `keys`; such states are copied in again.
+        return length == 0 or (
+            self.keys.data_ptr() == self._buffers[0].data_ptr() and self.keys.shape[0] == self._buffers[0].shape[0]
+        )
+
+    def _reallocate(self, key_states: torch.Tensor, value_states: torch.Tensor, start: int, end: int) -> None:
+        capacity = int(end * self._growth) + 64
+        old, new = (self.keys, self.values), []
+        for states, filled in zip((key_states, value_states), old, strict=True):
+            buffer = states.new_empty(*states.shape[:-2], capacity, states.shape[-1])
+            if start:
+                buffer[..., :start, :] = filled
+            new.append(buffer)
+        self._buffers = (new[0], new[1])
+
+    def reset(self) -> None:
+        """Forget all states and the buffer."""
+        super().reset()
+        self._buffers = None
+
+
+class GrowingCache(Cache):
+    """A cache of [`GrowingLayer`]s, made as layers ask for them."""
+
+    def __init__(self):
+        super().__init__(layer_class_to_replicate=GrowingLayer)
+
+
+def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[int]], num_nodes: int) -> list[int]:
+    """
+    Keep the accepted paths of a verification and cut off the rest of the tree.
+
+    Args:
+        cache ([`~transformers.Cache`]):
+            The target's cache right after the verification forward. Sliding layers must have recorded it whole.
+        lengths (`Sequence[int]` of length `batch_size`): Columns that each row had committed before the forward.
+        paths (`Sequence[Sequence[int]]` of length `batch_size`): Accepted nodes of each row, in order; may be empty.
+        num_nodes (`int`): Nodes of the tree that the forward appended.
+
+    Returns:
+        `list[int]`: Columns that each row has committed now.
+
+    Invariant: the first `lengths[b] + len(paths[b])` columns of row `b` equal those of a plain prefill of its tokens.
+    """
+    start, new_lengths = max(lengths), [length + len(path) for length, path in zip(lengths, paths, strict=True)]
+    end = max(new_lengths)
+    moves = _moves(lengths, paths, start)
+    for layer in cache.layers:
+        if not getattr(layer, "is_initialized", False):
+            continue  # layers without states of their own: shared keys and values, MLP-only layers
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            _keep_sliding(layer, lengths, paths, num_nodes)
+        else:
+            _move_columns(layer, moves, end)
+    return new_lengths
+
+
+def _moves(lengths: Sequence[int], paths: Sequence[Sequence[int]], start: int) -> list[tuple[int, int, int]]:
+    """(row, source column, destination column) of every node that is not where it belongs already."""
+    return [
+        (row, start + node, length + i)
+        for row, (length, path) in enumerate(zip(lengths, paths, strict=True))
+        for i, node in enumerate(path)
+        if start + node != length + i
+    ]
+
+
+def _move_columns(layer: DynamicLayer, moves: list[tuple[int, int, int]], end: int) -> None:
+    # Reading all sources before writing makes overlapping moves safe.
+    if moves:
+        rows, sources, destinations = torch.tensor(moves, device=layer.keys.device).unbind(1)
+        for states in (layer.keys, layer.values):
+            states[rows, :, destinations] = states[rows, :, sources]
+        if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
+            layer.indexer_keys[rows, destinations] = layer.indexer_keys[rows, sources]
+    layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
+    if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
+        layer.indexer_keys = layer.indexer_keys[:, :end]
+
+
+def sliding_columns(lengths: Sequence[int], num_slots: int) -> list[range]:
+    """Which column of its sequence each slot of a sliding layer holds, row by row; negative where it holds nothing."""
+    return [range(length - num_slots, length) for length in lengths]
+
+
+def _keep_sliding(
+    layer: DynamicSlidingWindowLayer, lengths: Sequence[int], paths: Sequence[Sequence[int]], num_nodes: int
+) -> None:
+    num_slots = layer.keys.shape[-2] - num_nodes
+    new_lengths = [length + len(path) for length, path in zip(lengths, paths, strict=True)]
+    new_slots = min(max(new_lengths), layer.sliding_window - 1)
+    sources = []  # (batch_size, new_slots): where each new slot's column lies now, among old slots and nodes
+    for length, path, columns in zip(lengths, paths, sliding_columns(new_lengths, new_slots), strict=True):
+        first = length - num_slots  # column of the first old slot
+        sources.append(
+            [max(c - first, 0) if c < length else num_slots + path[c - length] for c in columns]
+        )
+    index = torch.tensor(sources, device=layer.keys.device)
+    layer.keys, layer.values = _gather_columns(layer.keys, index), _gather_columns(layer.values, index)
+    layer.cumulative_length = max(new_lengths)
+
+
+def align_columns(cache: Cache, lengths: Sequence[int]) -> None:
+    """
+    Bring the sliding layers of a ragged batch back to the form that `transformers` expects, in which a slot holds the
+    same column for all rows. Full layers have that form anyway.
+
+    Args:
+        cache ([`~transformers.Cache`]): A cache between two steps.
+        lengths (`Sequence[int]` of length `batch_size`): Columns that each row has committed.
+    """
+    end = max(lengths)
+    if min(lengths) == end:
+        return
+    for layer in cache.layers:
+        if isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized:
+            num_slots = layer.keys.shape[-2]
+            # Slot s shall hold column end - num_slots + s, which lies `end - length` slots further right now.
+            sources = [[min(slot + end - length, num_slots - 1) for slot in range(num_slots)] for length in lengths]
+            index = torch.tensor(sources, device=layer.keys.device)
+            layer.keys, layer.values = _gather_columns(layer.keys, index), _gather_columns(layer.values, index)
+
+
+def _gather_columns(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Columns `index` of shape `(batch_size, new_len)` of states of shape `(batch_size, heads, len, head_dim)`."""
+    if len(index) == 1:
+        return states.index_select(2, index[0])
+    return states.gather(2, index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))

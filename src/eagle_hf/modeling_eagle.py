@@ -1,0 +1,413 @@
+"""The draft head: features of the target and tokens in, next features and draft logits out."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRotaryEmbedding, rotate_half
+
+from .checkpoints import read_checkpoint
+from .checkpoints.validation import check_tensors
+from .configuration_eagle import EagleConfig
+from .draft_options import DraftOptions
+
+
+RotaryEmbedding = tuple[torch.Tensor, torch.Tensor]  # cos, sin: (batch_size, seq_len, head_dim) each
+
+
+@dataclass
+class EagleDraftOutput(ModelOutput):
+    """
+    Output of [`EagleDraftModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, seq_len, hidden_size)`):
+            What the next draft step takes as `hidden_states` in place of a true feature.
+        logits (`torch.FloatTensor` of shape `(batch_size, seq_len, draft_vocab_size)`, *optional*):
+            Scores of the draft vocabulary for the token after the paired one. `None` where the head has no `lm_head` of
+            its own: then the target's `lm_head` on `last_hidden_state` gives them.
+        past_key_values ([`~transformers.Cache`], *optional*): Keys and values of all rows so far.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+
+
+class EagleAttention(nn.Module):
+    """Grouped-query attention with rotary embeddings; its input may be wider than the head (EAGLE-3 reads two vectors)."""
+
+    def __init__(self, config: EagleConfig, layer_idx: int, input_size: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        q_size, kv_size = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(input_size, q_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+    def project(self, inputs: torch.Tensor, rotary: RotaryEmbedding) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Rotated queries and keys, and values, for every row of `inputs` of shape `(batch_size, seq_len, input_size)`.
+
+        Returns:
+            Three tensors of shape `(batch_size, heads, seq_len, head_dim)`, keys and values with `num_key_value_heads`.
+        """
+        heads = (*inputs.shape[:-1], -1, self.head_dim)
+        query = self.q_norm(self.q_proj(inputs).view(heads)).transpose(1, 2)
+        key = self.k_norm(self.k_proj(inputs).view(heads)).transpose(1, 2)
+        value = self.v_proj(inputs).view(heads).transpose(1, 2)
+        cos, sin = rotary[0][:, None], rotary[1][:, None]  # (batch_size, 1, seq_len, head_dim)
+        return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin, value
+
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        rotary: RotaryEmbedding,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> torch.Tensor:
+        query, key, value = self.project(inputs, rotary)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        # Without a mask, attention is causal; a single row sees everything, which needs no mask at all.
+        is_causal = attention_mask is None and query.shape[2] > 1
+        output = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, is_causal=is_causal, enable_gqa=True
+        )  # (batch_size, num_attention_heads, seq_len, head_dim)
+        return self.o_proj(output.transpose(1, 2).flatten(2))
+
+
+class EagleDecoderLayer(nn.Module):
+    """
+    One decoder layer of the head. In EAGLE-3 the first layer attends on `[embedding; hidden]`, and the embedding enters
+    through attention only: the residual carries the hidden state.
+    """
+
+    def __init__(self, config: EagleConfig, layer_idx: int):
+        super().__init__()
+        self.reads_embeddings = config.eagle_version == 3 and layer_idx == 0
+        self.norm_before_residual = config.norm_before_residual
+
+        def norm() -> nn.Module:
+            return nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+        self.self_attn = EagleAttention(config, layer_idx, config.hidden_size * (2 if self.reads_embeddings else 1))
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = norm() if layer_idx > 0 or config.input_layernorm else nn.Identity()
+        if self.reads_embeddings:
+            self.hidden_norm = norm()
+        self.post_attention_layernorm = norm()
+
+    def attention_inputs(
+        self, hidden_states: torch.Tensor, inputs_embeds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What attention reads, of shape `(batch_size, seq_len, input_size)`, and the residual it is added to."""
+        if not self.reads_embeddings:
+            return self.input_layernorm(hidden_states), hidden_states
+        normed = self.hidden_norm(hidden_states)
+        inputs = torch.cat([self.input_layernorm(inputs_embeds), normed], dim=-1)  # (batch_size, seq_len, 2 * hidden)
+        return inputs, normed if self.norm_before_residual else hidden_states
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        inputs_embeds: torch.Tensor,
+        rotary: RotaryEmbedding,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> torch.Tensor:
+        inputs, residual = self.attention_inputs(hidden_states, inputs_embeds)
+        hidden_states = residual + self.self_attn(inputs, rotary, attention_mask, past_key_values)
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class EagleDraftModel(PreTrainedModel):
+    r"""
+    An EAGLE draft head. It reads hidden states (features) of a target model, paired with the token that follows each of
+    them, and predicts the token after that one.
+
+    Row `j` of its input is (feature of position `j`, embedding of token `j + 1`) at rotary position `j`; its output
+    scores token `j + 2`:
+
+    ```text
+    tokens     t0    t1    t2    t3
+    features   f0    f1    f2
+    row j      (f0,t1) (f1,t2) (f2,t3)     rotary positions 0 1 2
+    predicts   t2      t3      t4
+    ```
+
+    Where no true feature is known yet (inside a draft tree) the head's own `last_hidden_state` takes its place.
+
+    Args:
+        config ([`EagleConfig`]): Configuration of the head.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from eagle_hf import EagleConfig, EagleDraftModel
+
+    >>> config = EagleConfig(vocab_size=512, draft_vocab_size=128, hidden_size=64, intermediate_size=128, num_attention_heads=4)
+    >>> draft = EagleDraftModel(config).eval()
+    >>> features, embeds = torch.randn(1, 5, 3 * 64), torch.randn(1, 5, 64)
+    >>> output = draft(draft.project_features(features), embeds)
+    >>> output.logits.shape
+    torch.Size([1, 5, 128])
+    ```
+    """
+
+    config_class = EagleConfig
+    config: EagleConfig
+    base_model_prefix = ""
+    main_input_name = "hidden_states"
+    _no_split_modules = ["EagleDecoderLayer"]
+    _supports_sdpa = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def __init__(self, config: EagleConfig):
+        super().__init__(config)
+
+        def norm(size: int) -> nn.Module:
+            return nn.RMSNorm(size, eps=config.rms_norm_eps)
+
+        feature_size = config.num_features * config.target_hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embed_tokens else None
+        if config.eagle_version == 1:
+            self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fc_bias)
+        else:
+            self.fc = nn.Linear(feature_size, config.hidden_size, bias=config.fc_bias)
+            self.norm = norm(config.hidden_size)
+        if config.fc_norm:
+            self.fc_norm = nn.ModuleList(norm(config.target_hidden_size) for _ in range(config.num_features))
+        if config.norm_before_fc:
+            self.input_norm = norm(feature_size)
+        self.layers = nn.ModuleList(EagleDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.lm_head = None
+        if config.draft_vocab_size is not None:
+            self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        if self.has_reduced_vocabulary:
+            # Offsets, as every published head stores them: target id = draft id + d2t[draft id].
+            self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.generation_config = DraftOptions().to_generation_config()
+        # Unless the user chose them when loading, `generate` brings the head to its target's device and dtype.
+        self.has_explicit_device = self.has_explicit_dtype = False
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        config: EagleConfig | None = None,
+        generation_config: GenerationConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        device_map: str | dict | torch.device | int | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **kwargs: Any,
+    ) -> "EagleDraftModel":
+        """
+        Load a head from the Hub or a folder, in any published layout. Safetensors are preferred; PyTorch files are read
+        with `weights_only=True`. Code in a repository is never executed.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Repository id on the Hub, or a folder.
+            config ([`EagleConfig`], *optional*): Used instead of what the repository says.
+            generation_config ([`~transformers.GenerationConfig`], *optional*): How to draft; likewise.
+            dtype (`torch.dtype` or `str`, *optional*):
+                Dtype of the head. By default that of the file, and in `generate` that of the target.
+            device_map (`str`, `dict`, `torch.device` or `int`, *optional*):
+                Where to put the head. By default, in `generate`, the target's device.
+            revision, subfolder, token, cache_dir, force_download, local_files_only: As in `transformers`.
+
+        Raises:
+            `OSError`: if a file is missing, damaged, or unsafe to read.
+            `ValueError`: if the layout is unknown, or a tensor is missing, unexpected, mis-shaped or not finite.
+        """
+        for name in ("_from_auto", "adapter_kwargs", "trust_remote_code"):  # what Auto classes pass; nothing is remote
+            kwargs.pop(name, None)
+        checkpoint = read_checkpoint(
+            pretrained_model_name_or_path,
+            config=config,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        with torch.device("meta"):
+            expected = cls(checkpoint.config).state_dict()
+        check_tensors(checkpoint.weights, expected, checkpoint.source)
+        model = super().from_pretrained(
+            None, config=checkpoint.config, state_dict=checkpoint.weights, dtype=dtype, device_map=device_map, **kwargs
+        )
+        model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
+        model.generation_config = generation_config or checkpoint.generation_config or model.generation_config
+        model.has_explicit_dtype, model.has_explicit_device = dtype is not None, device_map is not None
+        return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save configuration, weights (safetensors) and `generation_config` to a folder. As in `transformers`."""
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            self.generation_config.save_pretrained(save_directory)
+
+    @property
+    def has_reduced_vocabulary(self) -> bool:
+        """Whether the draft vocabulary is a proper subset of the target's."""
+        return self.config.draft_vocab_size not in (None, self.config.vocab_size)
+
+    @property
+    def draft_to_target_ids(self) -> torch.LongTensor:
+        """Target id of every draft id, of shape `(draft_vocab_size,)` (`(vocab_size,)` where nothing is reduced)."""
+        if self.has_reduced_vocabulary:
+            return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
+        return torch.arange(self.config.vocab_size, device=self.device)
+
+    def to_target_ids(self, draft_ids: torch.LongTensor) -> torch.LongTensor:
+        """Target ids of draft ids, of any shape."""
+        return draft_ids + self.d2t[draft_ids] if self.has_reduced_vocabulary else draft_ids
+
+    def set_draft_vocabulary(self, target_ids: torch.LongTensor) -> None:
+        """
+        Choose which target tokens the head can draft.
+
+        Args:
+            target_ids (`torch.LongTensor` of shape `(draft_vocab_size,)`): Different target ids, in ascending order.
+
+        Raises:
+            `ValueError`: if the number of ids is wrong, or they are out of range or not ascending.
+        """
+        if not self.has_reduced_vocabulary or target_ids.shape != self.d2t.shape:
+            raise ValueError(
+                f"Got {tuple(target_ids.shape)} target ids for a draft vocabulary of {self.config.draft_vocab_size} out "
+                f"of {self.config.vocab_size} tokens."
+            )
+        if target_ids[0] < 0 or target_ids[-1] >= self.config.vocab_size or not (target_ids.diff() > 0).all():
+            raise ValueError(f"Target ids must be ascending and within 0 to {self.config.vocab_size - 1}.")
+        self.d2t.copy_(target_ids - torch.arange(len(target_ids), device=target_ids.device))
+
+    def project_features(self, features: torch.Tensor) -> torch.Tensor:
+        """
+        Bring the target's features to what `forward` takes as `hidden_states`.
+
+        Args:
+            features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * target_hidden_size)`):
+                Hidden states of the target, in the order of `config.feature_layer_ids`, concatenated.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`. For EAGLE-1 the features themselves: its `fc`
+            reads feature and embedding together, in `forward`.
+        """
+        if self.config.eagle_version == 1:
+            return features
+        if self.config.fc_norm:
+            parts = features.split(self.config.target_hidden_size, dim=-1)
+            features = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
+        elif self.config.norm_before_fc:
+            features = self.input_norm(features)
+        return self.fc(features)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+    ) -> EagleDraftOutput:
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`):
+                Projected features, or `last_hidden_state` of an earlier draft step.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`):
+                Embedding of the token that follows each feature.
+            attention_mask (`torch.Tensor`, *optional*):
+                Either of shape `(batch_size, past_len + seq_len)`, 1 for rows to be seen and 0 for padding, on top of
+                causal attention; or of shape `(batch_size, 1, seq_len, past_len + seq_len)`, used as it is: boolean
+                (`True` is seen) or added to the scores. Causal by default.
+            position_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*):
+                Rotary positions. Default to those after the rows in the cache.
+            past_key_values ([`~transformers.Cache`], *optional*): Keys and values of earlier rows; grows by `seq_len`.
+            use_cache (`bool`, *optional*): Whether to make a cache where none is given.
+
+        Returns:
+            [`EagleDraftOutput`]
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        seq_len = hidden_states.shape[1]
+        past_len = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if position_ids is None:
+            position_ids = torch.arange(past_len, past_len + seq_len, device=hidden_states.device)[None]
+        rotary = self.rotary_emb(hidden_states, position_ids)
+        if attention_mask is None and past_len > 0 and seq_len > 1:
+            attention_mask = _causal_mask(seq_len, past_len, hidden_states.device)
+        elif attention_mask is not None and attention_mask.dim() == 2:
+            causal = _causal_mask(seq_len, past_len, hidden_states.device)
+            itself = causal.triu(past_len)  # a padding row still sees itself, or its output would be NaN
+            attention_mask = causal & attention_mask[:, None, None].bool() | itself
+
+        last_hidden_state = self.step(hidden_states, inputs_embeds, rotary, attention_mask, past_key_values)
+        return EagleDraftOutput(
+            last_hidden_state=last_hidden_state,
+            logits=None if self.lm_head is None else self.compute_logits(last_hidden_state),
+            past_key_values=past_key_values,
+        )
+
+    def step(
+        self,
+        hidden_states: torch.Tensor,
+        inputs_embeds: torch.Tensor,
+        rotary: RotaryEmbedding,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> torch.Tensor:
+        """
+        `forward` without its defaults and without logits, for the drafting loop.
+
+        Args:
+            hidden_states, inputs_embeds, past_key_values: As in `forward`.
+            rotary (pair of `torch.Tensor` of shape `(batch_size, seq_len, head_dim)`):
+                Cosines and sines; `seq_len` may be 1 where all rows stand at the same position.
+            attention_mask (`torch.BoolTensor` of shape `(batch_size, 1, seq_len, past_len + seq_len)`, *optional*):
+                What each row sees. `None` is causal, and allowed for a single row or an empty cache only.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`: `last_hidden_state`.
+        """
+        if self.config.eagle_version == 1:
+            hidden_states = self.fc(torch.cat([inputs_embeds, hidden_states], dim=-1))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, inputs_embeds, rotary, attention_mask, past_key_values)
+        return self.norm(hidden_states) if self.config.norm_output else hidden_states
+
+    def compute_logits(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """
+        Scores of the draft vocabulary, of shape `(..., draft_vocab_size)`, from `last_hidden_state` of shape
+        `(..., hidden_size)`. Only for heads with an `lm_head` of their own.
+        """
+        if self.config.eagle_version == 3 and not self.config.norm_output:
+            last_hidden_state = self.norm(last_hidden_state)
+        return self.lm_head(last_hidden_state)
+
+
+def _causal_mask(seq_len: int, past_len: int, device: torch.device) -> torch.Tensor:
+    """Boolean mask of shape `(1, 1, seq_len, past_len + seq_len)`; row `i` sees the past and rows up to itself."""
+    return torch.ones(seq_len, past_len + seq_len, dtype=torch.bool, device=device).tril(past_len)[None, None]

@@ -1,0 +1,103 @@
+"""
+The draft tree: tokens that the draft proposes, arranged so that the target can verify all of them in one forward.
+
+Node 0 is the root, the newest token, which is in no cache yet. Every other node is a guess for the token after its
+parent. Parents come before children, so that a path reads in ascending node order:
+
+```text
+node      0      1      2      3      4      5             depth 0      1      2
+token     the    cat    dog    sat    ran    sat
+parent   -1      0      0      1      1      2             the ─┬─ cat ─┬─ sat
+depth     0      1      1      2      2      2                  │       └─ ran
+                                                               └─ dog ─── sat
+```
+
+For verification every node attends to the committed prefix and to its own path (tree attention, SpecInfer; EAGLE
+section 3.2), at the position of the root plus its depth.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """
+    Draft trees of a batch, one per row, all with the same number of nodes.
+
+    Args:
+        tokens (`torch.LongTensor` of shape `(batch_size, num_nodes)`): Target token ids; node 0 is the root.
+        parents (`torch.LongTensor` of shape `(batch_size, num_nodes)`): Node index of every parent, -1 for the root.
+        depths (`torch.LongTensor` of shape `(batch_size, num_nodes)`): Distance to the root.
+        scores (`torch.FloatTensor` of shape `(batch_size, num_nodes)`):
+            Log-probability that the draft gives to the path from the root to the node; 0 for the root.
+        max_depth (`int`): A bound on `depths`, known without reading them from the device.
+
+    Invariant: `parents[i] < i`, and `depths[i] == depths[parents[i]] + 1` for every node but the root.
+    """
+
+    tokens: torch.Tensor
+    parents: torch.Tensor
+    depths: torch.Tensor
+    scores: torch.Tensor
+    max_depth: int
+
+    @classmethod
+    def root_only(cls, root_tokens: torch.Tensor) -> "DraftTree":
+        """
+        Trees without guesses: verifying them is a plain decoding step.
+
+        Args:
+            root_tokens (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
+        """
+        tokens = root_tokens[:, None]
+        zeros = torch.zeros_like(tokens)
+        return cls(tokens, zeros - 1, zeros, zeros.float(), max_depth=0)
+
+    @classmethod
+    def from_paths(
+        cls, root_token: int, paths: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+    ) -> "DraftTree":
+        """
+        A tree, batch size 1, from the token paths below the root; common prefixes are shared. Scores are 0.
+
+        Example:
+
+        ```python
+        >>> tree = DraftTree.from_paths(7, [[1, 2], [1, 3], [4]])
+        >>> tree.tokens, tree.parents
+        (tensor([[7, 1, 4, 2, 3]]), tensor([[-1,  0,  0,  1,  1]]))
+        ```
+        """
+        prefixes = {tuple(path[:length]) for path in paths for length in range(1, len(path) + 1)}
+        order = sorted(prefixes, key=lambda prefix: (len(prefix), prefix))
+        node = {(): 0} | {prefix: i for i, prefix in enumerate(order, start=1)}
+        tokens = torch.tensor([[root_token, *(prefix[-1] for prefix in order)]], device=device)
+        parents = torch.tensor([[-1, *(node[prefix[:-1]] for prefix in order)]], device=device)
+        depths = torch.tensor([[0, *(len(prefix) for prefix in order)]], device=device)
+        return cls(tokens, parents, depths, torch.zeros_like(tokens).float(), max_depth=max(map(len, paths), default=0))
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes per row, the root included."""
+        return self.tokens.shape[1]
+
+    def ancestor_mask(self) -> torch.Tensor:
+        """
+        Which nodes every node attends to: its ancestors and itself. Nothing is read back from the device.
+
+        Returns:
+            `torch.BoolTensor` of shape `(batch_size, num_nodes, num_nodes)`; `[b, i, j]` is `True` if and only if node
+            `j` of row `b` is node `i` or an ancestor of it.
+        """
+        itself = torch.eye(self.num_nodes, device=self.parents.device)
+        # Row i holds what node i reaches in at most one step up; every squaring doubles the steps. The root's parent
+        # is taken to be the root.
+        reach = itself + itself[self.parents.clamp(min=0)]  # (batch_size, num_nodes, num_nodes)
+        steps = 1
+        while steps < self.max_depth:
+            reach = (reach @ reach).clamp(max=1)
+            steps *= 2
+        return reach > 0
