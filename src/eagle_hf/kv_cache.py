@@ -17,6 +17,7 @@ only the last `window - 1` columns of each row, right-aligned.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers.cache_utils import Cache, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
@@ -76,6 +77,11 @@ class GrowingCache(Cache):
     def __init__(self):
         super().__init__(layer_class_to_replicate=GrowingLayer)
 
+    def cut(self, length: int) -> None:
+        """Forget all columns from `length` on."""
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+
 
 def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[int]], num_nodes: int) -> list[int]:
     """
@@ -95,10 +101,10 @@ def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[in
     """
     start, new_lengths = max(lengths), [length + len(path) for length, path in zip(lengths, paths, strict=True)]
     end = max(new_lengths)
-    moves = _moves(lengths, paths, start)
-    for layer in cache.layers:
-        if not getattr(layer, "is_initialized", False):
-            continue  # layers without states of their own: shared keys and values, MLP-only layers
+    # Layers without states of their own (shared keys and values, MLP only) have nothing to keep.
+    layers = [layer for layer in cache.layers if getattr(layer, "is_initialized", False)]
+    moves = Moves.make(lengths, paths, start, layers[0].keys.device)
+    for layer in layers:
         if isinstance(layer, DynamicSlidingWindowLayer):
             _keep_sliding(layer, lengths, paths, num_nodes)
         else:
@@ -106,27 +112,56 @@ def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[in
     return new_lengths
 
 
-def _moves(lengths: Sequence[int], paths: Sequence[Sequence[int]], start: int) -> list[tuple[int, int, int]]:
-    """(row, source column, destination column) of every node that is not where it belongs already."""
-    return [
-        (row, start + node, length + i)
-        for row, (length, path) in enumerate(zip(lengths, paths, strict=True))
-        for i, node in enumerate(path)
-        if start + node != length + i
-    ]
+@dataclass(frozen=True)
+class Moves:
+    """
+    Columns that are not where they belong, for all layers of a cache. Index tensors of shape `(num_moves,)`.
+
+    Args:
+        rows, sources, destinations (`torch.LongTensor`): Column `sources[i]` of row `rows[i]` goes to `destinations[i]`.
+        first (`int`): The first destination.
+    """
+
+    rows: torch.Tensor
+    sources: torch.Tensor
+    destinations: torch.Tensor
+    first: int
+
+    @classmethod
+    def make(
+        cls, lengths: Sequence[int], paths: Sequence[Sequence[int]], start: int, device: torch.device
+    ) -> "Moves | None":
+        """Moves that bring node `paths[b][i]`, in column `start + node`, to column `lengths[b] + i`; `None` if in place."""
+        moves = [
+            (row, start + node, length + i)
+            for row, (length, path) in enumerate(zip(lengths, paths, strict=True))
+            for i, node in enumerate(path)
+            if start + node != length + i
+        ]
+        if not moves:
+            return None
+        rows, sources, destinations = torch.tensor(moves, device=device).unbind(1)
+        return cls(rows, sources, destinations, moves[0][2])
 
 
-def _move_columns(layer: DynamicLayer, moves: list[tuple[int, int, int]], end: int) -> None:
+def _move_columns(layer: DynamicLayer, moves: Moves | None, end: int) -> None:
     # Reading all sources before writing makes overlapping moves safe.
-    if moves:
-        rows, sources, destinations = torch.tensor(moves, device=layer.keys.device).unbind(1)
+    if moves is not None:
         for states in (layer.keys, layer.values):
-            states[rows, :, destinations] = states[rows, :, sources]
+            _move(states, moves)
         if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
-            layer.indexer_keys[rows, destinations] = layer.indexer_keys[rows, sources]
+            _move(layer.indexer_keys[:, None], moves)
     layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
     if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
         layer.indexer_keys = layer.indexer_keys[:, :end]
+
+
+def _move(states: torch.Tensor, moves: Moves) -> None:
+    """Move columns of states of shape `(batch_size, heads, len, head_dim)` in place."""
+    if len(states) == 1:  # one row: its destinations are contiguous
+        states[:, :, moves.first : moves.first + len(moves.sources)] = states.index_select(2, moves.sources)
+    else:
+        states[moves.rows, :, moves.destinations] = states[moves.rows, :, moves.sources]
 
 
 def sliding_columns(lengths: Sequence[int], num_slots: int) -> list[range]:

@@ -8,16 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRotaryEmbedding, rotate_half
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .checkpoints import read_checkpoint
 from .checkpoints.validation import check_tensors
 from .configuration_eagle import EagleConfig
 from .draft_options import DraftOptions
+from .packed_linear import PackedLinear
 
 
-RotaryEmbedding = tuple[torch.Tensor, torch.Tensor]  # cos, sin: (batch_size, seq_len, head_dim) each
+# Cosines, and sines whose first half is negated, of shape (batch_size, 1, seq_len, head_dim) each: then rotating x is
+# x * cos + roll(x, head_dim // 2) * signed_sin.
+Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -46,32 +50,38 @@ class EagleAttention(nn.Module):
         super().__init__()
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
-        q_size, kv_size = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.num_heads, self.num_key_value_heads = config.num_attention_heads, config.num_key_value_heads
+        q_size, kv_size = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(input_size, q_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.has_qk_norm = config.qk_norm
+        self._qkv = PackedLinear(self, "q_proj", "k_proj", "v_proj")
 
-    def project(self, inputs: torch.Tensor, rotary: RotaryEmbedding) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(self, inputs: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Rotated queries and keys, and values, for every row of `inputs` of shape `(batch_size, seq_len, input_size)`.
 
         Returns:
             Three tensors of shape `(batch_size, heads, seq_len, head_dim)`, keys and values with `num_key_value_heads`.
         """
-        heads = (*inputs.shape[:-1], -1, self.head_dim)
-        query = self.q_norm(self.q_proj(inputs).view(heads)).transpose(1, 2)
-        key = self.k_norm(self.k_proj(inputs).view(heads)).transpose(1, 2)
-        value = self.v_proj(inputs).view(heads).transpose(1, 2)
-        cos, sin = rotary[0][:, None], rotary[1][:, None]  # (batch_size, 1, seq_len, head_dim)
-        return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin, value
+        qkv = self._qkv(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # all heads in one dimension
+        num_rotated = self.num_heads + self.num_key_value_heads
+        qk, value = qkv[:, :num_rotated], qkv[:, num_rotated:]
+        if self.has_qk_norm:
+            qk = torch.cat([self.q_norm(qk[:, : self.num_heads]), self.k_norm(qk[:, self.num_heads :])], dim=1)
+        cos, signed_sin = rotary  # (batch_size, 1, seq_len, head_dim)
+        qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), signed_sin)
+        return qk[:, : self.num_heads], qk[:, self.num_heads :], value
 
     def forward(
         self,
         inputs: torch.Tensor,
-        rotary: RotaryEmbedding,
+        rotary: Rotary,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
     ) -> torch.Tensor:
@@ -84,6 +94,22 @@ class EagleAttention(nn.Module):
             query, key, value, attn_mask=attention_mask, is_causal=is_causal, enable_gqa=True
         )  # (batch_size, num_attention_heads, seq_len, head_dim)
         return self.o_proj(output.transpose(1, 2).flatten(2))
+
+
+class EagleMLP(nn.Module):
+    """Gated MLP, as in Llama."""
+
+    def __init__(self, config: EagleConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self._gate_up = PackedLinear(self, "gate_proj", "up_proj")
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gate, up = self._gate_up(hidden_states).chunk(2, dim=-1)
+        return self.down_proj(self.act_fn(gate) * up)
 
 
 class EagleDecoderLayer(nn.Module):
@@ -101,7 +127,7 @@ class EagleDecoderLayer(nn.Module):
             return nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
         self.self_attn = EagleAttention(config, layer_idx, config.hidden_size * (2 if self.reads_embeddings else 1))
-        self.mlp = LlamaMLP(config)
+        self.mlp = EagleMLP(config)
         self.input_layernorm = norm() if layer_idx > 0 or config.input_layernorm else nn.Identity()
         if self.reads_embeddings:
             self.hidden_norm = norm()
@@ -121,7 +147,7 @@ class EagleDecoderLayer(nn.Module):
         self,
         hidden_states: torch.Tensor,
         inputs_embeds: torch.Tensor,
-        rotary: RotaryEmbedding,
+        rotary: Rotary,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
     ) -> torch.Tensor:
@@ -302,6 +328,12 @@ class EagleDraftModel(PreTrainedModel):
             raise ValueError(f"Target ids must be ascending and within 0 to {self.config.vocab_size - 1}.")
         self.d2t.copy_(target_ids - torch.arange(len(target_ids), device=target_ids.device))
 
+    def rotary(self, position_ids: torch.Tensor) -> Rotary:
+        """Rotary embedding of positions of shape `(batch_size, seq_len)`, as `step` takes it."""
+        cos, sin = self.rotary_emb(self.fc.weight, position_ids)  # only device and dtype of the first argument are read
+        half = sin.shape[-1] // 2
+        return cos[:, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, None]
+
     def project_features(self, features: torch.Tensor) -> torch.Tensor:
         """
         Bring the target's features to what `forward` takes as `hidden_states`.
@@ -356,7 +388,7 @@ class EagleDraftModel(PreTrainedModel):
         past_len = 0 if past_key_values is None else past_key_values.get_seq_length()
         if position_ids is None:
             position_ids = torch.arange(past_len, past_len + seq_len, device=hidden_states.device)[None]
-        rotary = self.rotary_emb(hidden_states, position_ids)
+        rotary = self.rotary(position_ids)
         if attention_mask is None and past_len > 0 and seq_len > 1:
             attention_mask = _causal_mask(seq_len, past_len, hidden_states.device)
         elif attention_mask is not None and attention_mask.dim() == 2:
@@ -375,7 +407,7 @@ class EagleDraftModel(PreTrainedModel):
         self,
         hidden_states: torch.Tensor,
         inputs_embeds: torch.Tensor,
-        rotary: RotaryEmbedding,
+        rotary: Rotary,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
     ) -> torch.Tensor:
@@ -384,8 +416,8 @@ class EagleDraftModel(PreTrainedModel):
 
         Args:
             hidden_states, inputs_embeds, past_key_values: As in `forward`.
-            rotary (pair of `torch.Tensor` of shape `(batch_size, seq_len, head_dim)`):
-                Cosines and sines; `seq_len` may be 1 where all rows stand at the same position.
+            rotary (pair of `torch.Tensor` of shape `(batch_size, 1, seq_len, head_dim)`):
+                From the method `rotary`; `seq_len` may be 1 where all rows stand at the same position.
             attention_mask (`torch.BoolTensor` of shape `(batch_size, 1, seq_len, past_len + seq_len)`, *optional*):
                 What each row sees. `None` is causal, and allowed for a single row or an empty cache only.
 

@@ -92,12 +92,10 @@ class DraftTree:
             `torch.BoolTensor` of shape `(batch_size, num_nodes, num_nodes)`; `[b, i, j]` is `True` if and only if node
             `j` of row `b` is node `i` or an ancestor of it.
         """
-        itself = torch.eye(self.num_nodes, device=self.parents.device)
-        # Row i holds what node i reaches in at most one step up; every squaring doubles the steps. The root's parent
-        # is taken to be the root.
-        reach = itself + itself[self.parents.clamp(min=0)]  # (batch_size, num_nodes, num_nodes)
-        steps = 1
-        while steps < self.max_depth:
-            reach = (reach @ reach).clamp(max=1)
-            steps *= 2
-        return reach > 0
+        batch_size, num_nodes = self.parents.shape
+        up = self.parents.clamp(min=0)  # one step up the tree; the root stays where it is
+        ancestors = [torch.arange(num_nodes, device=up.device).expand(batch_size, -1), up]
+        for _ in range(self.max_depth - 1):
+            ancestors.append(up.gather(1, ancestors[-1]))
+        mask = torch.zeros(batch_size, num_nodes, num_nodes, dtype=torch.bool, device=up.device)
+        return mask.scatter_(2, torch.stack(ancestors, dim=2), True)

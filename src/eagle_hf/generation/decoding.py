@@ -44,7 +44,7 @@ def eagle_decoding(
     target  one forward over all nodes, each seeing its own path              Target.verify
     walk    the target's own next tokens, as long as the tree contains them   select
     cache   keep the nodes of that path, drop the others                      Target.keep
-    draft   learn the true features of the kept nodes                         Drafter.extend
+    draft   learn the true features of the kept nodes                         Drafter.read_accepted
     ```
 
     Args:
@@ -87,7 +87,7 @@ def eagle_decoding(
         if not sequences.done:
             prompt = target.prompt_features(input_ids.shape[1])
             following = sequences.ids[:, -prompt.features.shape[1] :]
-            drafter.extend(prompt.features, following, prompt.positions, [following.shape[1]] * len(following), prompt.mask)
+            drafter.read_prompt(prompt.features, following, prompt.positions, prompt.mask)
         while not sequences.done:
             tree = drafter.grow(sequences.newest(), sequences.max_draft_depth())
             logits = target.verify(tree)
@@ -97,10 +97,10 @@ def eagle_decoding(
                 acceptance_lengths[row].append(len(paths[row]))
             if options.output_draft_trees:
                 trees.append((tree, paths))
-            features, positions = target.keep(paths)
+            features = target.keep(paths)
             if not sequences.done:
                 counts = [len(path) for path in paths]
-                drafter.extend(features, sequences.last(features.shape[1], counts), positions, counts)
+                drafter.read_accepted(features, sequences.last(features.shape[1], counts), counts)
     finally:
         target.release()
     selector.finish()

@@ -6,7 +6,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import Cache, PreTrainedModel
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..tree import DraftTree
@@ -14,19 +17,59 @@ from .masks import TreeMasks
 
 
 @contextmanager
-def _mask_reading_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
+def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
     """
-    Attention that reads a mask per node: flash attention does not, so that sdpa (or eager) takes its place for this
-    forward; keys and values have the same layout. Yields the dtype for additive masks, `None` for boolean ones.
+    Let the target's attention read a mask per node, for one forward. Flash attention cannot, so that sdpa or eager takes
+    its place; keys and values have the same layout. On a CPU, sdpa takes grouped keys and values as they are, where
+    `transformers` would repeat them for every layer as soon as there is a mask.
+
+    Yields:
+        `torch.dtype` or `None`: The dtype for masks that are added to the scores; `None` for boolean ones.
     """
     config = model.config.get_text_config(decoder=True)
     implementation = config._attn_implementation
+    on_cpu = model.device.type == "cpu"
     if "flash" in str(implementation):
         config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"
+    elif implementation == "sdpa" and on_cpu:
+        config._attn_implementation = GROUPED_SDPA
     try:
-        yield None if config._attn_implementation == "sdpa" else model.dtype
+        # Adding a mask is what sdpa does on a CPU anyway, after converting a boolean one in every layer.
+        yield None if config._attn_implementation == "sdpa" and not on_cpu else model.dtype
     finally:
         config._attn_implementation = implementation
+
+
+GROUPED_SDPA = "eagle_hf_grouped_sdpa"
+
+
+def grouped_sdpa_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """
+    `transformers`' sdpa attention without repeating grouped keys and values. Anything unusual is left to the original:
+    calls without a mask (another thread may use the model), and arguments beyond the mask.
+    """
+    unusual = any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache", "s_aux"))
+    if attention_mask is None or unusual:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    output = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(GROUPED_SDPA, grouped_sdpa_attention)
+AttentionMaskInterface.register(GROUPED_SDPA, sdpa_mask)
 
 
 def takes_position_ids(model: PreTrainedModel) -> bool:
@@ -55,7 +98,7 @@ def forward_tree(
         masks ([`TreeMasks`]): Makes the mask.
         kwargs: Further arguments of the target's forward.
     """
-    with _mask_reading_attention(model) as additive_dtype:
+    with tree_attention(model) as additive_dtype:
         mask = masks.make(tree, lengths, additive_dtype)
         return model(
             input_ids=tree.tokens,

@@ -128,7 +128,7 @@ class Target:
         self._num_nodes = tree.num_nodes
         return outputs.logits
 
-    def keep(self, paths: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def keep(self, paths: Sequence[Sequence[int]]) -> torch.Tensor:
         """
         Keep the accepted paths of the last verification in the cache, and drop the other nodes.
 
@@ -136,8 +136,8 @@ class Target:
             paths (`Sequence[Sequence[int]]` of length `batch_size`): Accepted nodes of every row, the root first.
 
         Returns:
-            Features of shape `(batch_size, longest, num_features * hidden_size)` of the accepted nodes, and their
-            positions of shape `(batch_size, longest)`; rows with shorter paths are filled with the features of the root.
+            `torch.Tensor` of shape `(batch_size, longest, num_features * hidden_size)`: Features of the accepted nodes;
+            rows with shorter paths are filled with those of the root.
         """
         if self.is_tree:
             self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
@@ -147,9 +147,8 @@ class Target:
         longest = max(map(len, paths))
         device = self._root_position.device
         index = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=device)
-        positions = self._text_positions(self._root_position) + torch.arange(longest, device=device)
         self._root_position = self._root_position + torch.tensor([[len(path)] for path in paths], device=device)
-        return self._features(index), positions.expand(len(paths), -1)
+        return self._features(index)
 
     def _features(self, index: torch.Tensor | None = None) -> torch.Tensor:
         """The captured hidden states, concatenated; only columns `index` of shape `(batch_size, k)` where given."""

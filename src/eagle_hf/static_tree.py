@@ -1,9 +1,19 @@
-"""Which rows a static tree expands at each level, worked out once from the paths."""
+"""
+The static tree of EAGLE-1: the same shape in every step, every node being the child of a given rank. Only nodes with
+children are expanded, and what leads from one level to the next is worked out once from the paths.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+from .tree import DraftTree
+
+
+if TYPE_CHECKING:
+    from .drafting import Drafter
 
 
 @dataclass(frozen=True)
@@ -80,3 +90,26 @@ class StaticPlan:
             above = expanded
         parents = [-1, *(node_index[path[:-1]] for path in nodes[1:])]
         return cls(levels, index(parents)[None], index([len(path) for path in nodes])[None])
+
+
+def grow_static_tree(drafter: "Drafter", roots: torch.Tensor, hidden: torch.Tensor, plan: StaticPlan) -> DraftTree:
+    """
+    Args:
+        drafter ([`Drafter`]): Runs the head.
+        roots (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
+        hidden (`torch.Tensor` of shape `(batch_size, 1, hidden_size)`): The head's output at the newest true feature.
+        plan ([`StaticPlan`]): The shape of the tree.
+    """  # noqa: D205
+    batch_size = len(roots)
+    tokens, scores = [roots[:, None]], [torch.zeros_like(roots[:, None], dtype=torch.float32)]
+    for depth, level in enumerate(plan.levels):
+        if depth > 0:  # the root's children come from the output at the newest true feature
+            past = drafter.visible_past(len(level.expanded))
+            mask = torch.cat([past, level.visible.expand(batch_size, -1, -1)], dim=-1)
+            expanded = tokens[-1][:, level.expanded]  # (batch_size, num_expanded)
+            hidden = drafter.step(hidden[:, level.parent_rows], expanded, drafter.level_rotary(depth), mask[:, None])
+        child_scores, child_ids = drafter.top_children(hidden, level.num_ranks)  # (batch_size, num_expanded, num_ranks)
+        tokens.append(drafter.to_target_ids(child_ids[:, level.rows, level.ranks]))
+        scores.append(child_scores[:, level.rows, level.ranks] + scores[-1][:, level.parents])
+    parents, depths = (index.expand(batch_size, -1) for index in (plan.parents, plan.depths))
+    return DraftTree(torch.cat(tokens, 1), parents, depths, torch.cat(scores, 1), max_depth=len(plan.levels))
