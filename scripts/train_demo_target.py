@@ -111,7 +111,9 @@ class PackedConversations(Dataset):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--data", type=Path, required=True, help="training conversations, JSON lines (.jsonl or .jsonl.xz)")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="training conversations, JSON lines (.jsonl or .jsonl.xz)"
+    )
     parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer, with its chat template")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the trained model")
     parser.add_argument("--size", choices=SIZES, default="small")

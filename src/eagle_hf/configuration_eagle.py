@@ -215,7 +215,9 @@ class EagleConfig(PreTrainedConfig):
         if used := [name for name in only_eagle3 if getattr(self, name)]:
             raise ValueError(f"`{'`, `'.join(used)}` exist in EAGLE-3 heads only, but `eagle_version` is 1.")
         if self.num_features != 1:
-            raise ValueError(f"An EAGLE-1 head reads one hidden state, got `feature_layer_ids` {self.feature_layer_ids}.")
+            raise ValueError(
+                f"An EAGLE-1 head reads one hidden state, got `feature_layer_ids` {self.feature_layer_ids}."
+            )
         if self.target_hidden_size != self.hidden_size:
             raise ValueError(
                 f"An EAGLE-1 head is as wide as its target, got `hidden_size` {self.hidden_size} and "

@@ -98,9 +98,4 @@ class DraftOptions:
 
     def to_generation_config(self) -> GenerationConfig:
         """A generation config with these options, to be set as `draft.generation_config`."""
-        return GenerationConfig(
-            num_assistant_tokens=self.num_assistant_tokens,
-            draft_tree=self.draft_tree,
-            draft_depth=self.draft_depth,
-            draft_width=self.draft_width,
-        )
+        return GenerationConfig(**{name: getattr(self, name) for name in self.__dataclass_fields__})

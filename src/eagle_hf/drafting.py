@@ -95,6 +95,8 @@ class Drafter:
             tokens (`torch.LongTensor` of shape `(batch_size, new_len)`): The token that follows each of them.
             counts (`Sequence[int]` of length `batch_size`): How many of the `new_len` columns are real, row by row.
         """
+        if self.is_stopped:
+            return
         new_len = tokens.shape[1]
         attention_mask = None
         if new_len > 1 or self._is_ragged():
@@ -130,6 +132,10 @@ class Drafter:
 
     # ------------------------------------------------------------------ trees
 
+    def stop(self) -> None:
+        """Draft nothing any more: from now on every step is a plain one."""
+        self.is_stopped = True
+
     @torch.inference_mode()
     def grow(self, roots: torch.Tensor, max_depth: int) -> DraftTree:
         """
@@ -162,7 +168,9 @@ class Drafter:
         """Rotary embedding of the nodes at a depth, the same for all of them."""
         return self._rotary.rows([position + depth - 1 for position in self._root_positions], 1)
 
-    def step(self, hidden: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor | None) -> torch.Tensor:
+    def step(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         """
         One forward of the head, which appends rows to its cache.
 
@@ -190,4 +198,3 @@ class Drafter:
     def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
         """Target ids of draft ids, of any shape."""
         return draft_ids if self._target_ids is None else self._target_ids[draft_ids]
-

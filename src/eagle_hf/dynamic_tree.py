@@ -73,7 +73,9 @@ def grow_dynamic_tree(
     flat_scores = torch.cat(all_scores, dim=1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     chosen = largest(flat_scores, min(num_nodes, flat_scores.shape[1]))[1].sort(dim=1).values  # (batch_size, num_nodes)
     expanded = torch.cat(all_beams[: len(all_scores) - 2], dim=1) if len(all_scores) > 2 else beams[:, :0]
-    parent_of = torch.cat([torch.zeros_like(chosen[:, :1]).expand(-1, 1 + width), expanded.repeat_interleave(width, 1)], 1)
+    parent_of = torch.cat(
+        [torch.zeros_like(chosen[:, :1]).expand(-1, 1 + width), expanded.repeat_interleave(width, 1)], 1
+    )
     parents = torch.searchsorted(chosen, take(parent_of, chosen))
     depths = (chosen - (width + 1)).div(width**2, rounding_mode="floor") + 2
     parents[:, 0], depths[:, 0] = -1, 0

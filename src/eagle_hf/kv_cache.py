@@ -178,9 +178,7 @@ def _keep_sliding(
     sources = []  # (batch_size, new_slots): where each new slot's column lies now, among old slots and nodes
     for length, path, columns in zip(lengths, paths, sliding_columns(new_lengths, new_slots), strict=True):
         first = length - num_slots  # column of the first old slot
-        sources.append(
-            [max(c - first, 0) if c < length else num_slots + path[c - length] for c in columns]
-        )
+        sources.append([max(c - first, 0) if c < length else num_slots + path[c - length] for c in columns])
     index = torch.tensor(sources, device=layer.keys.device)
     layer.keys, layer.values = _gather_columns(layer.keys, index), _gather_columns(layer.values, index)
     layer.cumulative_length = max(new_lengths)

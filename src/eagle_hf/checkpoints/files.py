@@ -81,4 +81,8 @@ def _read_weight_file(path: Path) -> dict[str, torch.Tensor]:
 def _lfs_hint(path: Path) -> str:
     with open(path, "rb") as file:
         is_pointer = file.read(40).startswith(b"version https://git-lfs")
-    return " It is a Git LFS pointer, not the file itself: run `git lfs pull`, or `hf download` the repository." if is_pointer else ""
+    return (
+        " It is a Git LFS pointer, not the file itself: run `git lfs pull`, or `hf download` the repository."
+        if is_pointer
+        else ""
+    )

@@ -13,10 +13,10 @@ from ..draft_options import DraftOptions
 from ..drafting import Drafter
 from ..modeling_eagle import EagleDraftModel
 from ..tree import DraftTree
-from .output import EagleGenerateOutput
+from .output import EagleGenerateOutput, History
 from .pairing import check_cache, feature_layer_ids
 from .probe import can_verify_trees
-from .selection import NodeSelector, Records, TokenSelector
+from .selection import Records, make_selector
 from .sequences import Sequences
 from .target import Target
 
@@ -57,12 +57,12 @@ def eagle_decoding(
         [`EagleGenerateOutput`] or `torch.LongTensor` of shape `(batch_size, length)`
     """
     check_cache(model_kwargs.get("past_key_values"))
-    options = DraftOptions.from_generation_config(draft.generation_config)
     is_tree = can_verify_trees(model)
+    options = DraftOptions.from_generation_config(draft.generation_config)
     if not is_tree and options.draft_tree != "chain":
         logger.warning_once(
-            f"{type(model).__name__} cannot verify trees (its attention ignores or misreads a mask per node), so that the "
-            "draft proposes chains instead. Set `draft.generation_config.draft_tree = 'chain'` to say so."
+            f"{type(model).__name__} verifies chains only, as its attention takes no mask per node: the draft proposes "
+            "chains. `draft.generation_config.draft_tree = 'chain'` says so without this warning."
         )
         options = options.as_chain()
 
@@ -70,37 +70,30 @@ def eagle_decoding(
     target = Target(model, generation_config, model_kwargs, feature_layer_ids(model, draft), is_tree)
     drafter = Drafter(draft, options, model.get_input_embeddings(), model.get_output_embeddings())
     records = Records(generation_config, sequences.batch_size)
-    do_sample = bool(generation_config.do_sample)
-    acceptance_lengths: list[list[int]] = [[] for _ in range(sequences.batch_size)]
-    trees: list[tuple[DraftTree, list[list[int]]]] = []
+    history = History(sequences.batch_size, keeps_trees=options.output_draft_trees)
 
     try:
         logits = target.prefill(input_ids)
-        selector: NodeSelector | TokenSelector
-        may_run_ahead = is_tree or sequences.batch_size == 1  # a chain of plain causal attention keeps rows in step
-        if may_run_ahead and NodeSelector.supports(sequences, logits_processor, do_sample, logits.device):
-            selector = NodeSelector(sequences, logits_processor, do_sample, records, logits.shape[-1], logits.device)
-        else:
-            selector = TokenSelector(sequences, logits_processor, do_sample, records)
-
+        selector = make_selector(sequences, logits_processor, generation_config, records, logits, is_tree)
         selector.select(DraftTree.root_only(input_ids.new_zeros(len(input_ids))), logits)
         if not sequences.done:
             prompt = target.prompt_features(input_ids.shape[1])
             following = sequences.ids[:, -prompt.features.shape[1] :]
             drafter.read_prompt(prompt.features, following, prompt.positions, prompt.mask)
         while not sequences.done:
-            tree = drafter.grow(sequences.newest(), sequences.max_draft_depth())
-            logits = target.verify(tree)
-            open_rows = [row for row, done in enumerate(sequences.closed_rows()) if not done]
-            paths = selector.select(tree, logits)
-            for row in open_rows:
-                acceptance_lengths[row].append(len(paths[row]))
-            if options.output_draft_trees:
-                trees.append((tree, paths))
+            tree = drafter.grow(sequences.newest(), target.clamp_depth(sequences.max_draft_depth()))
+            open_rows = sequences.open_rows()
+            paths = selector.select(tree, target.verify(tree))
+            history.add(tree, paths, open_rows)
             features = target.keep(paths)
+            if selector.draft_is_broken:
+                drafter.stop()
             if not sequences.done:
                 counts = [len(path) for path in paths]
                 drafter.read_accepted(features, sequences.last(features.shape[1], counts), counts)
+        if target.outlives_generate and (late := selector.rows_without_last_token()):
+            target.verify(DraftTree.root_only(sequences.newest()))
+            target.keep([[0] if row in late else [] for row in range(sequences.batch_size)])
     finally:
         target.release()
     selector.finish()
@@ -114,8 +107,8 @@ def eagle_decoding(
         scores=records.scores,
         logits=records.logits,
         past_key_values=target.cache,
-        acceptance_lengths=acceptance_lengths,
+        acceptance_lengths=history.acceptance_lengths,
         target_forwards=target.num_forwards,
         draft_forwards=drafter.num_forwards,
-        draft_trees=trees if options.output_draft_trees else None,
+        draft_trees=history.trees,
     )

@@ -53,7 +53,9 @@ class TreeMasks:
             layer = self.cache.layers[index]
             if layer.is_sliding:
                 window = layer.sliding_window
-                mask = self._windowed(tree, ancestors, lengths, window, layer.keys.shape[-2], kind == "chunked_attention")
+                mask = self._windowed(
+                    tree, ancestors, lengths, window, layer.keys.shape[-2], kind == "chunked_attention"
+                )
             else:
                 mask = self._full(ancestors, lengths)
             masks[kind] = mask[:, None] if additive_dtype is None else _to_additive(mask[:, None], additive_dtype)
@@ -88,7 +90,9 @@ class TreeMasks:
         if self.prompt_mask is not None:
             in_prompt = slots.clamp(0, self.prompt_mask.shape[1] - 1)
             is_real &= (slots >= self.prompt_mask.shape[1]) | self.prompt_mask.gather(1, in_prompt)
-            padding = self.prompt_mask.long().argmax(dim=1, keepdim=True)  # (batch_size, 1): columns before the first real one
+            padding = self.prompt_mask.long().argmax(
+                dim=1, keepdim=True
+            )  # (batch_size, 1): columns before the first real one
         keys = torch.cat([slots, nodes], dim=1)[:, None, :]  # (batch_size, 1, kv_len)
         queries = nodes[:, :, None]
         if is_chunked:

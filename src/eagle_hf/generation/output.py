@@ -29,3 +29,24 @@ class EagleGenerateOutput(GenerateDecoderOnlyOutput):
     target_forwards: int | None = None
     draft_forwards: int | None = None
     draft_trees: list[tuple[DraftTree, list[list[int]]]] | None = None
+
+
+class History:
+    """
+    What happened in the steps of a call.
+
+    Args:
+        batch_size (`int`): Rows of the batch.
+        keeps_trees (`bool`): Whether to keep the draft trees.
+    """
+
+    def __init__(self, batch_size: int, keeps_trees: bool):
+        self.acceptance_lengths: list[list[int]] = [[] for _ in range(batch_size)]
+        self.trees: list[tuple[DraftTree, list[list[int]]]] | None = [] if keeps_trees else None
+
+    def add(self, tree: DraftTree, paths: list[list[int]], open_rows: list[int]) -> None:
+        """Record a step: its trees, the accepted nodes, and the rows that had not finished before it."""
+        for row in open_rows:
+            self.acceptance_lengths[row].append(len(paths[row]))
+        if self.trees is not None:
+            self.trees.append((tree, paths))

@@ -104,10 +104,14 @@ def check_cache(cache: Cache | None) -> None:
     if isinstance(cache, EncoderDecoderCache):
         raise ValueError("Got an EncoderDecoderCache, but EAGLE drafts need a decoder-only target.")
     if getattr(cache, "offloading", False):
-        raise ValueError("Got an offloaded cache, but draft trees need keys and values on the device. Use a DynamicCache.")
+        raise ValueError(
+            "Got an offloaded cache, but draft trees need keys and values on the device. Use a DynamicCache."
+        )
     for layer in cache.layers:
         if type(layer) not in SUPPORTED_LAYERS:
-            kind = "a static cache" if isinstance(layer, StaticLayer) else f"cache layers of type {type(layer).__name__}"
+            kind = (
+                "a static cache" if isinstance(layer, StaticLayer) else f"cache layers of type {type(layer).__name__}"
+            )
             raise ValueError(
                 f"Got {kind}, which cannot drop the rejected nodes of a draft tree exactly. Use a DynamicCache (leave "
                 "`cache_implementation` and `past_key_values` unset), or generate without `assistant_model`."
@@ -137,5 +141,3 @@ def align_draft(model: PreTrainedModel, draft: EagleDraftModel) -> None:
 def feature_layer_ids(model: PreTrainedModel, draft: EagleDraftModel) -> list[int]:
     """Which entries of this target's `hidden_states` the draft reads, as indices without sign."""
     return draft.config.resolve_feature_layer_ids(model.config.get_text_config(decoder=True).num_hidden_layers)
-
-

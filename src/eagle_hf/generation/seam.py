@@ -76,17 +76,26 @@ def _assisted_decoding(
 ) -> Any:
     if not isinstance(assistant_model, EagleDraftModel):
         return original(*args, assistant_model=assistant_model, **kwargs)
-    for name in ("inputs_tensor", "assistant_tokenizer", "tokenizer"):
+    for name in ("inputs_tensor", "assistant_tokenizer", "tokenizer", "synced_gpus"):
         kwargs.pop(name, None)
     return eagle_decoding(model, *args, draft=assistant_model, **kwargs)
 
 
 def _validate_generation_mode(
-    original: Callable, model: PreTrainedModel, generation_mode: Any, generation_config: Any, generation_mode_kwargs: Any
+    original: Callable,
+    model: PreTrainedModel,
+    generation_mode: Any,
+    generation_config: Any,
+    generation_mode_kwargs: Any,
 ) -> Any:
     draft = generation_mode_kwargs.get("assistant_model")
     if not isinstance(draft, EagleDraftModel) or generation_mode != GenerationMode.ASSISTED_GENERATION:
         return original(generation_mode, generation_config, generation_mode_kwargs)
+    if generation_mode_kwargs.get("synced_gpus"):
+        raise ValueError(
+            "Got `synced_gpus=True` (DeepSpeed ZeRO-3 or FSDP), but ranks that accept different numbers of drafts would "
+            "wait for each other forever. Pass `synced_gpus=False`, or generate without `assistant_model`."
+        )
     check_call(model, draft, generation_config)
     align_draft(model, draft)
 

@@ -9,18 +9,22 @@ rules as plain `generate`. Two ways lead to the same tokens:
   advance together, by the number of tokens that all of them accept.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from transformers import GenerationConfig
 from transformers.generation import logits_process
 from transformers.generation.logits_process import LogitsProcessorList
+from transformers.utils import logging
 
 from ..tree import DraftTree
 from ..verification import accepted_path, choose_greedy, choose_sampled
 from .noise import SamplingNoise
 from .sequences import Sequences
 
+
+logger = logging.get_logger(__name__)
 
 # Processors whose output depends on the logits alone: neither on the prefix nor on earlier calls.
 PREFIX_FREE_PROCESSORS = tuple(
@@ -70,15 +74,65 @@ class Records:
             self.logits[column][row] = logits
 
 
-class NodeSelector:
+class Selector(ABC):
     """
-    Chooses at all nodes at once.
+    Chooses the target's next tokens and appends them.
+
+    Args:
+        sequences ([`Sequences`]): Get the chosen tokens.
+        processors ([`~transformers.LogitsProcessorList`]): As prepared by `generate`.
+        records ([`Records`]): Get scores and logits.
+    """
+
+    def __init__(self, sequences: Sequences, processors: LogitsProcessorList, records: Records):
+        self.sequences = sequences
+        self.processors = processors
+        self.records = records
+        self.draft_is_broken = False
+
+    @abstractmethod
+    def select(self, tree: DraftTree, logits: torch.Tensor) -> list[list[int]]:
+        """
+        Walk every tree, and append what the walk emits.
+
+        Args:
+            tree ([`DraftTree`]): The verified trees.
+            logits (`torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`): The target's logits after every node.
+
+        Returns:
+            `list[list[int]]`: Per row the nodes to keep in the cache, the root first.
+        """
+
+    def finish(self) -> None:
+        """Leave the global generator as plain `generate` leaves it."""
+
+    def rows_without_last_token(self) -> list[int]:
+        """Rows that finished before others, but in the last step, so that the cache lacks their last token."""
+        return []
+
+    def _read_back(self, tree: DraftTree, *more: torch.Tensor) -> list[list[list[int]]]:
+        """Tokens, parents and further tensors of shape `(batch_size, num_nodes)` as lists: the step's synchronisation."""
+        impossible = tree.scores.isneginf().long()
+        *lists, impossible = torch.stack([tree.tokens, tree.parents, *more, impossible]).tolist()
+        if tree.num_nodes > 1 and not self.draft_is_broken and any(row[1] for row in impossible):
+            self.draft_is_broken = True  # even the likeliest token is impossible: the head's logits are NaN
+            logger.warning_once(
+                "The draft's logits are NaN, so that the rest of this text is generated without it (the text is right all "
+                "the same). Check the head's weights, and its dtype: float16 overflows in some models."
+            )
+        return lists
+
+
+class NodeSelector(Selector):
+    """
+    Chooses at all nodes at once. Rows that have finished keep their last token in the cache once, as after plain
+    `generate`, and nothing afterwards.
 
     Args:
         sequences ([`Sequences`]): Get the chosen tokens.
         processors ([`~transformers.LogitsProcessorList`]): Prefix-free processors.
-        do_sample (`bool`): Whether to sample.
         records ([`Records`]): Get scores and logits.
+        do_sample (`bool`): Whether to sample.
         vocab_size (`int`): Tokens of the target.
         device (`torch.device`): Device of the logits.
     """
@@ -87,14 +141,12 @@ class NodeSelector:
         self,
         sequences: Sequences,
         processors: LogitsProcessorList,
-        do_sample: bool,
         records: Records,
+        do_sample: bool,
         vocab_size: int,
         device: torch.device,
     ):
-        self.sequences = sequences
-        self.processors = processors
-        self.records = records
+        super().__init__(sequences, processors, records)
         self.noise = SamplingNoise(sequences.batch_size, vocab_size, device) if do_sample else None
         self._closed = [False] * sequences.batch_size
 
@@ -105,24 +157,14 @@ class NodeSelector:
         return known_processors and sequences.stops_row_wise and (not do_sample or device.type in SamplingNoise.DEVICES)
 
     def select(self, tree: DraftTree, logits: torch.Tensor) -> list[list[int]]:
-        """
-        Walk every tree, and append what the walk emits.
-
-        Args:
-            tree ([`DraftTree`]): The verified trees.
-            logits (`torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`): The target's logits after every node.
-
-        Returns:
-            `list[list[int]]`: Per row the nodes to keep in the cache. Rows that have finished keep their last token once,
-            so that the cache holds it as after plain `generate`, and nothing afterwards.
-        """
+        """See [`Selector.select`]."""
         scores = self._process(logits)
         if self.noise is None:
             chosen = choose_greedy(scores)
         else:
             first_columns = self._first_columns()
             chosen = choose_sampled(scores, self.noise.at_nodes(first_columns, tree.depths, tree.max_depth))
-        tokens, parents, choices = torch.stack([tree.tokens, tree.parents, chosen]).tolist()  # the one synchronisation
+        tokens, parents, choices = self._read_back(tree, chosen)
         return [self._walk(row, tokens[row], parents[row], choices[row], scores, logits) for row in range(len(tokens))]
 
     def _first_columns(self) -> list[int]:
@@ -164,36 +206,37 @@ class NodeSelector:
             self.records.add(column + i, row, scores[row, node], logits[row, node])
         return path
 
+    def rows_without_last_token(self) -> list[int]:
+        """See [`Selector.rows_without_last_token`]."""
+        length = max(self.sequences.lengths)
+        return [row for row, n in enumerate(self.sequences.lengths) if n < length and not self._closed[row]]
+
     def finish(self) -> None:
         """Leave the global generator as plain `generate` leaves it."""
         if self.noise is not None:
             self.noise.rewind(max(self.sequences.lengths) - self.sequences.prompt_len)
 
 
-class TokenSelector:
+class TokenSelector(Selector):
     """
-    Chooses one token after the other.
+    Chooses one token after the other. All rows keep the same number of nodes.
 
     Args:
         sequences ([`Sequences`]): Get the chosen tokens.
         processors ([`~transformers.LogitsProcessorList`]): Any processors.
-        do_sample (`bool`): Whether to sample.
         records ([`Records`]): Get scores and logits.
+        do_sample (`bool`): Whether to sample.
     """
 
-    def __init__(self, sequences: Sequences, processors: LogitsProcessorList, do_sample: bool, records: Records):
-        self.sequences = sequences
-        self.processors = processors
+    def __init__(self, sequences: Sequences, processors: LogitsProcessorList, records: Records, do_sample: bool):
+        super().__init__(sequences, processors, records)
         self.do_sample = do_sample
-        self.records = records
 
     def select(self, tree: DraftTree, logits: torch.Tensor) -> list[list[int]]:
-        """
-        Walk all trees together. Same arguments as [`NodeSelector.select`]; all returned paths have the same length.
-        """
+        """See [`Selector.select`]."""
         children = [
             {(parent, token): node for node, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
-            for tokens, parents in zip(*torch.stack([tree.tokens, tree.parents]).tolist(), strict=True)
+            for tokens, parents in zip(*self._read_back(tree), strict=True)
         ]
         rows = torch.arange(len(children), device=logits.device)
         paths = [[0] for _ in children]
@@ -225,5 +268,25 @@ class TokenSelector:
         self.sequences.append_column(tokens, self.records.scores)
         return tokens.tolist()
 
-    def finish(self) -> None:
-        """Nothing to restore: the random numbers were drawn as plain `generate` draws them."""
+
+def make_selector(
+    sequences: Sequences,
+    processors: LogitsProcessorList,
+    generation_config: GenerationConfig,
+    records: Records,
+    logits: torch.Tensor,
+    is_tree: bool,
+) -> Selector:
+    """
+    The faster selector that is exact for this call.
+
+    Args:
+        sequences, processors, generation_config, records: As for the selectors.
+        logits (`torch.Tensor` of shape `(batch_size, 1, vocab_size)`): Logits of the prefill.
+        is_tree (`bool`): Whether the target verifies trees. One that does not keeps all rows in step.
+    """
+    do_sample, device = bool(generation_config.do_sample), logits.device
+    rows_may_run_ahead = sequences.batch_size == 1 or is_tree
+    if rows_may_run_ahead and NodeSelector.supports(sequences, processors, do_sample, device):
+        return NodeSelector(sequences, processors, records, do_sample, logits.shape[-1], device)
+    return TokenSelector(sequences, processors, records, do_sample)

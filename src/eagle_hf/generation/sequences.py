@@ -1,5 +1,6 @@
 """The growing sequences: appending tokens, stopping, streaming, in the order in which plain `generate` does it."""
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -44,10 +45,14 @@ class Sequences:
         self.pad_token = 0 if pad_token is None else int(pad_token)
         limits = [c.max_length for c in stopping_criteria if type(c) is MaxLengthCriteria]
         self.max_length: int | None = min(limits) if limits else None
-        self._eos_tokens = {t for c in stopping_criteria if type(c) is EosTokenCriteria for t in c.eos_token_id.tolist()}
+        self._eos_tokens = {
+            t for c in stopping_criteria if type(c) is EosTokenCriteria for t in c.eos_token_id.tolist()
+        }
         self._other_criteria = [c for c in stopping_criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria)]
         self._streamed = self.prompt_len
-        self._buffer = input_ids.new_full((self.batch_size, max(self.max_length or 0, self.prompt_len + 64)), self.pad_token)
+        self._buffer = input_ids.new_full(
+            (self.batch_size, max(self.max_length or 0, self.prompt_len + 64)), self.pad_token
+        )
         self._buffer[:, : self.prompt_len] = input_ids
 
     @property
@@ -58,6 +63,10 @@ class Sequences:
     def closed_rows(self) -> list[bool]:
         """Which rows get padding from now on. Without an end-of-sequence token none does, even when it has stopped."""
         return [self.has_eos and done for done in self.finished]
+
+    def open_rows(self) -> list[int]:
+        """Rows that still get tokens of their own."""
+        return [row for row, closed in enumerate(self.closed_rows()) if not closed]
 
     @property
     def stops_row_wise(self) -> bool:
@@ -84,14 +93,16 @@ class Sequences:
         if self.batch_size == 1:
             start = self.lengths[0] - counts[0]
             return self._buffer[:, start : start + width]
-        starts = torch.tensor([[n - count] for n, count in zip(self.lengths, counts, strict=True)], device=self._buffer.device)
+        starts = torch.tensor(
+            [[n - count] for n, count in zip(self.lengths, counts, strict=True)], device=self._buffer.device
+        )
         columns = starts + torch.arange(width, device=self._buffer.device)
         return self._buffer.gather(1, columns.clamp(max=self._buffer.shape[1] - 1))
 
-    def max_draft_depth(self) -> int | None:
-        """How many drafts on a path any row can still use besides the token that every step adds; `None`: no limit."""
+    def max_draft_depth(self) -> int:
+        """How many drafts on a path any row can still use, besides the token that every step adds anyway."""
         if self.max_length is None:
-            return None
+            return sys.maxsize
         return max(self.max_length - n - 1 for n, done in zip(self.lengths, self.finished, strict=True) if not done)
 
     # ------------------------------------------------------------------ one row at a time
@@ -104,7 +115,9 @@ class Sequences:
             `int`: How many of the tokens the row took.
         """
         self._reserve(self.lengths[row] + len(tokens))
-        self._buffer[row, self.lengths[row] : self.lengths[row] + len(tokens)] = torch.tensor(tokens, device=self._buffer.device)
+        self._buffer[row, self.lengths[row] : self.lengths[row] + len(tokens)] = torch.tensor(
+            tokens, device=self._buffer.device
+        )
         for count, token in enumerate(tokens, start=1):
             self.lengths[row] += 1
             self.finished[row] = self._stops(row, token)

@@ -105,6 +105,15 @@ class Target:
 
     # ------------------------------------------------------------------ steps
 
+    def clamp_depth(self, depth: int) -> int:
+        """
+        No deeper than the target has positions: learned position embeddings end at `max_position_embeddings`. Beyond it,
+        steps are plain ones.
+        """
+        config = self.model.config.get_text_config(decoder=True)
+        max_positions = getattr(config, "max_position_embeddings", None)
+        return depth if not max_positions else min(depth, max(max_positions - 1 - max(self.lengths), 0))
+
     def verify(self, tree: DraftTree) -> torch.Tensor:
         """
         Run all nodes of the trees in one forward.
@@ -172,6 +181,11 @@ class Target:
         self._recorded = [(layer, layer.record_past) for layer in self.cache.layers if hasattr(layer, "record_past")]
         for layer, _ in self._recorded:
             layer.record_past = True
+
+    @property
+    def outlives_generate(self) -> bool:
+        """Whether anybody sees the cache after this call."""
+        return bool(self.generation_config.return_dict_in_generate or getattr(self.cache, "_is_user_defined", False))
 
     def release(self) -> None:
         """Hand the cache back as plain `generate` leaves it."""

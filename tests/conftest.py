@@ -1,0 +1,70 @@
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from eagle_hf import DraftOptions, EagleDraftModel
+
+
+torch.set_num_threads(1)  # tiny models; tests run side by side
+logging.disable_progress_bar()
+
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+
+
+class GoldenCase:
+    """One run of the reference implementation."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.draft, *shape = re.fullmatch(r"(.+?)_t(\d+)_d(\d+)_k(\d+).*", path.stem).groups()
+        self.total, self.depth, self.top_k = map(int, shape)
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text())
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return load_file(self.path.with_suffix(".safetensors"))
+
+    @property
+    def options(self) -> DraftOptions:
+        return DraftOptions(
+            num_assistant_tokens=self.total - 1,
+            draft_depth=self.depth + 1,
+            draft_width=self.top_k,
+            output_draft_trees=True,
+        )
+
+    def __repr__(self) -> str:
+        return self.path.stem
+
+
+GOLDEN_CASES = [GoldenCase(path) for path in sorted((GOLDEN / "cases").glob("*.json"))]
+
+
+@pytest.fixture(scope="session")
+def golden_target() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(GOLDEN / "targets" / "A").eval()
+
+
+@pytest.fixture(params=GOLDEN_CASES, ids=repr)
+def golden_case(request) -> GoldenCase:
+    return request.param
+
+
+def golden_draft(name: str) -> EagleDraftModel:
+    return EagleDraftModel.from_pretrained(GOLDEN / "drafts" / name)
+
+
+def use_options(draft: EagleDraftModel, **options) -> EagleDraftModel:
+    """Set how the draft drafts."""
+    draft.generation_config = DraftOptions(**options).to_generation_config()
+    return draft

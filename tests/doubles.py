@@ -1,0 +1,105 @@
+"""Test doubles: drafts that know the truth well enough for accepts, rejections and second branches all to occur."""
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from eagle_hf import DraftTree, EagleConfig, EagleDraftModel
+
+
+def random_draft(target: PreTrainedModel, eagle_version: int = 3, **config) -> EagleDraftModel:
+    """A head with random weights that fits the target; the global generator is left as it was."""
+    text_config = target.config.get_text_config(decoder=True)
+    settings = {
+        "eagle_version": eagle_version,
+        "vocab_size": text_config.vocab_size,
+        "draft_vocab_size": text_config.vocab_size if eagle_version == 3 else None,
+        "hidden_size": text_config.hidden_size,
+        "intermediate_size": 2 * text_config.hidden_size,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "feature_layer_ids": [0, 1, 2] if eagle_version == 3 else [-1],
+        "initializer_range": 0.3,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return EagleDraftModel(EagleConfig(**(settings | config))).to(target.dtype).eval()
+
+
+class ScriptedDrafter:
+    """
+    Takes the place of [`Drafter`]. It knows what plain `generate` produced, and grows random trees that contain the true
+    continuation to a random depth, at a random place among its siblings; everything else in them is random.
+
+    Args:
+        truth (`list[list[int]]`): Per row the new tokens of plain `generate`.
+        seed (`int`): Makes the trees; the global generator is never used.
+        num_nodes, max_depth (`int`): Size of the trees.
+        hit_rate (`float`): How likely the true token is among the children of a node on the true path.
+    """
+
+    def __init__(self, truth: list[list[int]], seed: int, num_nodes: int = 9, max_depth: int = 4, hit_rate: float = 0.8):
+        self.truth = truth
+        self.random = random.Random(seed)
+        self.num_nodes, self.max_depth, self.hit_rate = num_nodes, max_depth, hit_rate
+        self.emitted = [1] * len(truth)
+        self.num_forwards = 0
+        self.is_stopped = False
+
+    def read_prompt(self, features: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, mask) -> None:
+        assert features.shape[:2] == tokens.shape == positions.shape
+        assert tokens[:, -1].tolist() == [row[0] for row in self.truth]
+
+    def read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:
+        assert features.shape[:2] == tokens.shape
+        for row, count in enumerate(counts):
+            new = self.truth[row][self.emitted[row] : self.emitted[row] + count]
+            assert tokens[row, : len(new)].tolist() == new  # rows that have finished get padding beyond
+            self.emitted[row] += count
+
+    def grow(self, roots: torch.Tensor, max_depth: int) -> DraftTree:
+        shape = self._shape(min(max_depth, self.max_depth))
+        tokens = [self._tokens(row, int(root), shape) for row, root in enumerate(roots)]
+        depths = [0]
+        for parent in shape[1:]:
+            depths.append(depths[parent] + 1)
+        batch = len(roots)
+        return DraftTree(
+            tokens=torch.tensor(tokens),
+            parents=torch.tensor([shape] * batch),
+            depths=torch.tensor([depths] * batch),
+            scores=torch.zeros(batch, len(shape)),
+            max_depth=max(depths),
+        )
+
+    def _shape(self, max_depth: int) -> list[int]:
+        parents, depths = [-1], [0]
+        while len(parents) < self.num_nodes and max_depth > 0:
+            parent = self.random.choice([node for node, depth in enumerate(depths) if depth < max_depth])
+            parents.append(parent)
+            depths.append(depths[parent] + 1)
+        return parents
+
+    def _tokens(self, row: int, root: int, parents: list[int]) -> list[int]:
+        children: dict[int, list[int]] = {}
+        for node, parent in enumerate(parents):
+            children.setdefault(parent, []).append(node)
+        vocab = max(max(r) for r in self.truth) + 1
+        tokens, on_path, position = [root] + [0] * (len(parents) - 1), 0, self.emitted[row]
+        for node in range(1, len(parents)):
+            tokens[node] = self.random.randrange(vocab)
+        while on_path in children and position < len(self.truth[row]) and self.random.random() < self.hit_rate:
+            on_path = self.random.choice(children[on_path])
+            tokens[on_path] = self.truth[row][position]
+            position += 1
+        return tokens
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+def scripted(monkeypatch, make: Callable[[], ScriptedDrafter]) -> None:
+    """Let the next calls of `generate` draft with what `make` returns."""
+    monkeypatch.setattr("eagle_hf.generation.decoding.Drafter", lambda *args: make())
