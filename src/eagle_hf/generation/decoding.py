@@ -89,7 +89,7 @@ def eagle_decoding(
             if selector.draft_is_broken:
                 drafter.stop()
             if not sequences.done:
-                counts = [len(path) for path in paths]
+                counts = [len(path) if row in open_rows else 0 for row, path in enumerate(paths)]
                 drafter.read_accepted(features, sequences.last(features.shape[1], counts), counts)
         if target.outlives_generate and (late := selector.rows_without_last_token()):
             target.verify(DraftTree.root_only(sequences.newest()))

@@ -107,7 +107,7 @@ class Selector(ABC):
         """Leave the global generator as plain `generate` leaves it."""
 
     def rows_without_last_token(self) -> list[int]:
-        """Rows that finished before others, but in the last step, so that the cache lacks their last token."""
+        """Rows that ended before the longest, and whose last token plain `generate` has in the cache, but we have not."""
         return []
 
     def _read_back(self, tree: DraftTree, *more: torch.Tensor) -> list[list[list[int]]]:
@@ -125,8 +125,7 @@ class Selector(ABC):
 
 class NodeSelector(Selector):
     """
-    Chooses at all nodes at once. Rows that have finished keep their last token in the cache once, as after plain
-    `generate`, and nothing afterwards.
+    Chooses at all nodes at once. Rows that have finished keep nothing any more.
 
     Args:
         sequences ([`Sequences`]): Get the chosen tokens.
@@ -148,7 +147,6 @@ class NodeSelector(Selector):
     ):
         super().__init__(sequences, processors, records)
         self.noise = SamplingNoise(sequences.batch_size, vocab_size, device) if do_sample else None
-        self._closed = [False] * sequences.batch_size
 
     @staticmethod
     def supports(sequences: Sequences, processors: LogitsProcessorList, do_sample: bool, device: torch.device) -> bool:
@@ -190,9 +188,7 @@ class NodeSelector(Selector):
         logits: torch.Tensor,
     ) -> list[int]:
         if self.sequences.finished[row]:
-            keep = [] if self._closed[row] else [0]
-            self._closed[row] = True
-            return keep
+            return []
         path = accepted_path(tokens, parents, choices)
         emitted = [choices[node] for node in path]
         if -1 in emitted:
@@ -209,7 +205,7 @@ class NodeSelector(Selector):
     def rows_without_last_token(self) -> list[int]:
         """See [`Selector.rows_without_last_token`]."""
         length = max(self.sequences.lengths)
-        return [row for row, n in enumerate(self.sequences.lengths) if n < length and not self._closed[row]]
+        return [row for row, n in enumerate(self.sequences.lengths) if n < length]
 
     def finish(self) -> None:
         """Leave the global generator as plain `generate` leaves it."""

@@ -61,8 +61,14 @@ class Sequences:
         return all(self.finished)
 
     def closed_rows(self) -> list[bool]:
-        """Which rows get padding from now on. Without an end-of-sequence token none does, even when it has stopped."""
-        return [self.has_eos and done for done in self.finished]
+        """
+        Which rows get no more tokens of their own. Without an end-of-sequence token, plain `generate` goes on with rows
+        that have stopped until all have, so that only the length limit closes a row.
+        """
+        return [
+            done and (self.has_eos or length == self.max_length)
+            for done, length in zip(self.finished, self.lengths, strict=True)
+        ]
 
     def open_rows(self) -> list[int]:
         """Rows that still get tokens of their own."""
