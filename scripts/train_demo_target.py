@@ -2,7 +2,8 @@
 
 The data is JSON lines, plain or `.xz`, of conversations:
 
-    {"source": "gsm8k_train", "finished": true, "messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+    {"source": "gsm8k_train", "finished": true,
+     "messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
 Training runs in two stages, so that most tokens are seen in short blocks (attention is what costs on a CPU) and the
 model still learns to write answers as long as the second block size:

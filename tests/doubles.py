@@ -30,8 +30,8 @@ def random_draft(target: PreTrainedModel, eagle_version: int = 3, **config) -> E
 
 class ScriptedDrafter:
     """
-    Takes the place of [`Drafter`]. It knows what plain `generate` produced, and grows random trees that contain the true
-    continuation to a random depth, at a random place among its siblings; everything else in them is random.
+    Takes the place of [`Drafter`]. It knows what plain `generate` produced, and grows random trees that contain the
+    true continuation to a random depth, at a random place among its siblings; everything else in them is random.
 
     Args:
         truth (`list[list[int]]`): Per row the new tokens of plain `generate`.
@@ -40,7 +40,9 @@ class ScriptedDrafter:
         hit_rate (`float`): How likely the true token is among the children of a node on the true path.
     """
 
-    def __init__(self, truth: list[list[int]], seed: int, num_nodes: int = 9, max_depth: int = 4, hit_rate: float = 0.8):
+    def __init__(
+        self, truth: list[list[int]], seed: int, num_nodes: int = 9, max_depth: int = 4, hit_rate: float = 0.8
+    ):
         self.truth = truth
         self.random = random.Random(seed)
         self.num_nodes, self.max_depth, self.hit_rate = num_nodes, max_depth, hit_rate

@@ -56,9 +56,9 @@ class EagleConfig(PreTrainedConfig):
             Rotary embedding of the **head**, in the form of `transformers`. Defaults to theta 10000 whatever the target
             uses, as in the authors' code.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of newly initialised weights.
-        fc_bias (`bool`, *optional*, defaults to `False`): Whether `fc` has a bias (EAGLE-1 heads for Llama-2 and Vicuna).
-        qkv_bias (`bool`, *optional*, defaults to `False`): Whether the q, k and v projections have one (Qwen2 heads).
-        input_layernorm (`bool`, *optional*):
+        fc_bias (`bool`, *optional*, defaults to `False`): Whether `fc` has a bias (EAGLE-1 heads for Llama-2 and
+        Vicuna). qkv_bias (`bool`, *optional*, defaults to `False`): Whether the q, k and v projections have one (Qwen2
+        heads). input_layernorm (`bool`, *optional*):
             Whether the first layer normalises what it reads: the token embedding in EAGLE-3 (default `True`), its
             input in EAGLE-1 (default `False`).
         norm_before_residual (`bool`, *optional*, defaults to `False`):
@@ -80,7 +80,9 @@ class EagleConfig(PreTrainedConfig):
     ```python
     >>> from eagle_hf import EagleConfig, EagleDraftModel
 
-    >>> config = EagleConfig(vocab_size=512, draft_vocab_size=128, hidden_size=64, intermediate_size=128, num_attention_heads=4)
+    >>> config = EagleConfig(
+    ...     vocab_size=512, draft_vocab_size=128, hidden_size=64, intermediate_size=128, num_attention_heads=4
+    ... )
     >>> draft = EagleDraftModel(config)
     >>> draft.config.num_features
     3
@@ -154,8 +156,8 @@ class EagleConfig(PreTrainedConfig):
             ids = [2, num_target_layers // 2, num_target_layers - 3]
             if ids != sorted(set(ids)) or ids[0] < 0:
                 raise ValueError(
-                    f"The default feature layers [2, n // 2, n - 3] are {ids} for a target of {num_target_layers} layers, "
-                    "which are not three different layers in order. Set `config.feature_layer_ids` of the draft to the "
+                    f"The default feature layers [2, n // 2, n - 3] are {ids} for a target of {num_target_layers} "
+                    "layers, which are not three different layers in order. Set `config.feature_layer_ids` of the draft to the "
                     "indices of the target's `hidden_states` that it was trained on."
                 )
             return ids
@@ -163,8 +165,8 @@ class EagleConfig(PreTrainedConfig):
         if any(not 0 <= i <= num_target_layers for i in ids):
             raise ValueError(
                 f"The draft reads `hidden_states` {self.feature_layer_ids}, but the target has {num_target_layers} "
-                f"layers, so that valid indices are 0 to {num_target_layers} (or -1 for the last). This draft belongs to "
-                "another target."
+                f"layers, so that valid indices are 0 to {num_target_layers} (or -1 for the last). This draft belongs "
+                "to another target."
             )
         return ids
 

@@ -178,7 +178,8 @@ class Drafter:
             hidden (`torch.Tensor` of shape `(batch_size, num_rows, hidden_size)`): Projected features, or guesses.
             tokens (`torch.LongTensor` of shape `(batch_size, num_rows)`): Target ids of the tokens paired with them.
             rotary (pair of `torch.Tensor`): Rotary embedding of the rows.
-            mask (`torch.BoolTensor` of shape `(batch_size, 1, num_rows, past_len + num_rows)`, *optional*): What they see.
+            mask (`torch.BoolTensor` of shape `(batch_size, 1, num_rows, past_len + num_rows)`, *optional*): What they
+            see.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, num_rows, hidden_size)`

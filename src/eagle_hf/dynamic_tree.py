@@ -91,9 +91,9 @@ def grow_dynamic_tree(
 
 def _is_complete(all_scores: list[torch.Tensor], beam_scores: torch.Tensor, num_nodes: int) -> bool:
     """
-    Whether deeper levels cannot enter the tree any more: it is full, and no beam is likelier than its last node, so that
-    no descendant of a beam can be either. Stopping then leaves the tree as it would have been. Elsewhere than on a CPU
-    the answer would cost a synchronisation per level, so that all levels are grown there.
+    Whether deeper levels cannot enter the tree any more: it is full, and no beam is likelier than its last node, so
+    that no descendant of a beam can be either. Stopping then leaves the tree as it would have been. Elsewhere than on a
+    CPU the answer would cost a synchronisation per level, so that all levels are grown there.
     """
     if beam_scores.device.type != "cpu" or sum(scores.shape[1] for scores in all_scores) < num_nodes:
         return False
@@ -102,13 +102,17 @@ def _is_complete(all_scores: list[torch.Tensor], beam_scores: torch.Tensor, num_
 
 
 def largest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `k` largest of each row, and where they stand; among equals the first come first, which `topk` leaves open."""
+    """
+    The `k` largest of each row, and where they stand; among equals the first come first, which `topk` leaves open.
+    """
     values, index = values.sort(dim=1, descending=True, stable=True)
     return values[:, :k], index[:, :k]
 
 
 def take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """`values[b, index[b, i]]` for `values` of shape `(batch_size, num, ...)` and `index` of shape `(batch_size, k)`."""
+    """
+    `values[b, index[b, i]]` for `values` of shape `(batch_size, num, ...)` and `index` of shape `(batch_size, k)`.
+    """
     if len(values) == 1:
         return values.index_select(1, index[0])
     return values[torch.arange(len(values), device=values.device)[:, None], index]

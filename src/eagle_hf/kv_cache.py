@@ -118,8 +118,8 @@ class Moves:
     Columns that are not where they belong, for all layers of a cache. Index tensors of shape `(num_moves,)`.
 
     Args:
-        rows, sources, destinations (`torch.LongTensor`): Column `sources[i]` of row `rows[i]` goes to `destinations[i]`.
-        first (`int`): The first destination.
+        rows, sources, destinations (`torch.LongTensor`): Column `sources[i]` of row `rows[i]` goes to
+        `destinations[i]`. first (`int`): The first destination.
     """
 
     rows: torch.Tensor
@@ -131,7 +131,9 @@ class Moves:
     def make(
         cls, lengths: Sequence[int], paths: Sequence[Sequence[int]], start: int, device: torch.device
     ) -> "Moves | None":
-        """Moves that bring node `paths[b][i]`, in column `start + node`, to column `lengths[b] + i`; `None` if in place."""
+        """
+        Moves that bring node `paths[b][i]`, in column `start + node`, to column `lengths[b] + i`; `None` if in place.
+        """
         moves = [
             (row, start + node, length + i)
             for row, (length, path) in enumerate(zip(lengths, paths, strict=True))

@@ -44,7 +44,9 @@ class EagleDraftOutput(ModelOutput):
 
 
 class EagleAttention(nn.Module):
-    """Grouped-query attention with rotary embeddings; its input may be wider than the head (EAGLE-3 reads two vectors)."""
+    """
+    Grouped-query attention with rotary embeddings; its input may be wider than the head (EAGLE-3 reads two vectors).
+    """
 
     def __init__(self, config: EagleConfig, layer_idx: int, input_size: int):
         super().__init__()
@@ -85,6 +87,7 @@ class EagleAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
     ) -> torch.Tensor:
+        """Attention output of shape `(batch_size, seq_len, hidden_size)`; the mask as in [`EagleDraftModel.step`]."""
         query, key, value = self.project(inputs, rotary)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
@@ -108,6 +111,7 @@ class EagleMLP(nn.Module):
         self._gate_up = PackedLinear(self, "gate_proj", "up_proj")
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Hidden states in and out, of shape `(..., hidden_size)`."""
         gate, up = self._gate_up(hidden_states).chunk(2, dim=-1)
         return self.down_proj(self.act_fn(gate) * up)
 
@@ -151,6 +155,7 @@ class EagleDecoderLayer(nn.Module):
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
     ) -> torch.Tensor:
+        """Output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
         inputs, residual = self.attention_inputs(hidden_states, inputs_embeds)
         hidden_states = residual + self.self_attn(inputs, rotary, attention_mask, past_key_values)
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
@@ -182,7 +187,9 @@ class EagleDraftModel(PreTrainedModel):
     >>> import torch
     >>> from eagle_hf import EagleConfig, EagleDraftModel
 
-    >>> config = EagleConfig(vocab_size=512, draft_vocab_size=128, hidden_size=64, intermediate_size=128, num_attention_heads=4)
+    >>> config = EagleConfig(
+    ...     vocab_size=512, draft_vocab_size=128, hidden_size=64, intermediate_size=128, num_attention_heads=4
+    ... )
     >>> draft = EagleDraftModel(config).eval()
     >>> features, embeds = torch.randn(1, 5, 3 * 64), torch.randn(1, 5, 64)
     >>> output = draft(draft.project_features(features), embeds)
@@ -321,8 +328,8 @@ class EagleDraftModel(PreTrainedModel):
         """
         if not self.has_reduced_vocabulary or target_ids.shape != self.d2t.shape:
             raise ValueError(
-                f"Got {tuple(target_ids.shape)} target ids for a draft vocabulary of {self.config.draft_vocab_size} out "
-                f"of {self.config.vocab_size} tokens."
+                f"Got {tuple(target_ids.shape)} target ids for a draft vocabulary of {self.config.draft_vocab_size} "
+                f"out of {self.config.vocab_size} tokens."
             )
         if target_ids[0] < 0 or target_ids[-1] >= self.config.vocab_size or not (target_ids.diff() > 0).all():
             raise ValueError(f"Target ids must be ascending and within 0 to {self.config.vocab_size - 1}.")

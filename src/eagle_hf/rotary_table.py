@@ -1,4 +1,6 @@
-"""Rotary embeddings of the head for positions that are known on the host, looked up instead of computed in every step."""
+"""
+Rotary embeddings of the head for positions that are known on the host, looked up instead of computed in every step.
+"""
 
 from collections.abc import Sequence
 

@@ -39,8 +39,8 @@ def choose_greedy(scores: torch.Tensor) -> torch.Tensor:
 def choose_sampled(scores: torch.Tensor, exponentials: torch.Tensor) -> torch.Tensor:
     """
     The target's next token at every node in sampling, for given random numbers. `torch.multinomial(p, 1)` draws one
-    exponential `q` per token and returns `argmax(p / q)`; with the exponentials that plain decoding would have drawn for
-    the same position, the choice is the same.
+    exponential `q` per token and returns `argmax(p / q)`; with the exponentials that plain decoding would have drawn
+    for the same position, the choice is the same.
 
     Args:
         scores (`torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`): Processed logits, float32.

@@ -69,7 +69,9 @@ def test_static_tree_runs_as_the_references(golden_target):
 
 def test_static_tree_from_explicit_paths_is_the_default_one(golden_target):
     expected = json.loads((GOLDEN / "static_tree" / "A_eagle1.json").read_text())
-    default = generate(golden_target, use_options(golden_draft("A_eagle1"), draft_tree="static"), expected["prompt"], max_new_tokens=24)
+    default = generate(
+        golden_target, use_options(golden_draft("A_eagle1"), draft_tree="static"), expected["prompt"], max_new_tokens=24
+    )
     paths = generate(
         golden_target,
         use_options(golden_draft("A_eagle1"), draft_tree="static", draft_tree_paths=expected["tree_choices"]),

@@ -1,7 +1,7 @@
 """
-The promise: with a draft the text is the one that plain `generate` writes. Greedy token for token, sampling seed for seed,
-for every architecture, batch size and way of finishing. The drafts are scripted, so that accepts, rejections and second
-branches all occur (asserted below).
+The promise: with a draft the text is the one that plain `generate` writes. Greedy token for token, sampling seed for
+seed, for every architecture, batch size and way of finishing. The drafts are scripted, so that accepts, rejections and
+second branches all occur (asserted below).
 """
 
 import functools
@@ -51,7 +51,9 @@ def an_eos_token(target, inputs, **kwargs):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("sampling", [{"do_sample": False}, {"do_sample": True, "top_k": 20}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling", [{"do_sample": False}, {"do_sample": True, "top_k": 20}], ids=["greedy", "sampled"]
+)
 @pytest.mark.parametrize("lengths", [PROMPT_LENGTHS[:1], PROMPT_LENGTHS], ids=["single", "ragged"])
 def test_output_and_generator_are_those_of_plain_generate(monkeypatch, name, sampling, lengths):
     target, inputs = target_of(name), left_padded_prompts(lengths)
@@ -63,7 +65,9 @@ def test_output_and_generator_are_those_of_plain_generate(monkeypatch, name, sam
     assert ours.target_forwards < plain.sequences.shape[1] - inputs["input_ids"].shape[1]  # drafts were accepted
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3-mixed", "mistral-sliding", "deepseek-v3-mla", "gpt2-learned-positions"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma3-mixed", "mistral-sliding", "deepseek-v3-mla", "gpt2-learned-positions"]
+)
 @pytest.mark.parametrize("seed", range(5))
 def test_many_random_trees_and_seeds(monkeypatch, name, seed):
     target, inputs = target_of(name), left_padded_prompts(PROMPT_LENGTHS[seed % 2 :])
@@ -176,12 +180,20 @@ def test_returned_cache_is_that_of_plain_generate(monkeypatch, name, penalty):
     eos = an_eos_token(target, inputs, do_sample=False, repetition_penalty=penalty)
     for seed in range(3):
         plain, ours, *_ = with_and_without_draft(
-            monkeypatch, target, inputs, do_sample=False, eos_token_id=eos, repetition_penalty=penalty, drafter_seed=seed
+            monkeypatch,
+            target,
+            inputs,
+            do_sample=False,
+            eos_token_id=eos,
+            repetition_penalty=penalty,
+            drafter_seed=seed,
         )
         assert torch.equal(plain.sequences, ours.sequences)
         caches = plain.past_key_values, ours.past_key_values
         assert caches[0].get_seq_length() == caches[1].get_seq_length() == plain.sequences.shape[1] - 1
-        real = torch.cat([inputs["attention_mask"], (plain.sequences != 0)[:, inputs["input_ids"].shape[1] :]], 1)[:, :-1]
+        real = torch.cat([inputs["attention_mask"], (plain.sequences != 0)[:, inputs["input_ids"].shape[1] :]], 1)[
+            :, :-1
+        ]
         for expected, got in zip(*(cache.layers for cache in caches), strict=True):
             assert got.keys.shape == expected.keys.shape
             columns = real[:, -got.keys.shape[2] :].bool()[:, None, :, None]
@@ -199,6 +211,10 @@ def test_text_is_exact_beyond_the_authors_trees_too(monkeypatch):
     for num_nodes, depth in ((12, 12), (12, 1), (2, 1)):
         scripted(monkeypatch, lambda n=num_nodes, d=depth: ScriptedDrafter(truth, 0, num_nodes=n, max_depth=d))
         ours = target.generate(
-            **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, assistant_model=random_draft(target)
+            **inputs,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=None,
+            assistant_model=random_draft(target),
         )
         assert torch.equal(plain, ours)

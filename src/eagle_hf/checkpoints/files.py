@@ -39,7 +39,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_weights(repo: str | os.PathLike, **hub_kwargs: Any) -> tuple[dict[str, torch.Tensor], Path]:
     """
-    Read all weights: safetensors where there are any, else PyTorch files, these with `weights_only=True` and nothing else.
+    Read all weights: safetensors where there are any, else PyTorch files, these with `weights_only=True` and nothing
+    else.
 
     Returns:
         The tensors by name, and the file (or index of files) they came from.
@@ -71,7 +72,8 @@ def _read_weight_file(path: Path) -> dict[str, torch.Tensor]:
         raise OSError(f"{path} ({size} bytes) cannot be read as weights: {error}.{_lfs_hint(path)}") from error
     except Exception as error:  # `pickle.UnpicklingError` and what damaged pickles raise; the cause is kept
         raise OSError(
-            f"{path} is not a file of plain tensors, and nothing else is read from it for safety: {error}.{_lfs_hint(path)}"
+            f"{path} is not a file of plain tensors, and nothing else is read from it, for safety: {error}."
+            f"{_lfs_hint(path)}"
         ) from error
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
         raise OSError(f"{path} does not hold a dictionary of tensors.")

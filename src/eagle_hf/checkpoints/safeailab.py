@@ -2,9 +2,9 @@
 The layout of the EAGLE authors (SafeAILab): a Llama-like `config.json` and fp16 weights, mostly as `pytorch_model.bin`.
 
 EAGLE-1 and EAGLE-2 heads: `embed_tokens`, `fc`, `layers.0.*`, no norm and no `lm_head`. EAGLE-3 heads: `fc`,
-`midlayer.*`, `norm`, `lm_head`, and `d2t` / `t2d` where the draft vocabulary is reduced. Their configurations say little:
-what is not in them follows from defaults of the authors' code, and the number of layers from the weights, since the
-published number is the target's in some repositories.
+`midlayer.*`, `norm`, `lm_head`, and `d2t` / `t2d` where the draft vocabulary is reduced. Their configurations say
+little: what is not in them follows from defaults of the authors' code, and the number of layers from the weights, since
+the published number is the target's in some repositories.
 """
 
 import re
@@ -47,8 +47,8 @@ def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[Eagl
     fields = {
         name: config[name]
         for name in (
-            "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "hidden_act",
-            "max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
+            "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+            "hidden_act", "max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
         )
         if config.get(name) is not None
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """
-Checks on a head's tensors. A head with a wrong tensor would still generate the right text, only without speedup, so that
-nobody would notice: every inconsistency is an error here.
+Checks on a head's tensors. A head with a wrong tensor would still generate the right text, only without speedup, so
+that nobody would notice: every inconsistency is an error here.
 """
 
 from pathlib import Path
@@ -85,8 +85,8 @@ def check_vocabulary(config: EagleConfig, weights: dict[str, torch.Tensor], sour
         if not torch.equal(t2d.bool(), in_draft):
             wrong = (t2d.bool() != in_draft).nonzero().flatten().tolist()
             raise ValueError(
-                f"{source}: `d2t` and `t2d` contradict each other at {len(wrong)} target tokens, {wrong[:5]} among them: "
-                "one of them belongs to another head."
+                f"{source}: `d2t` and `t2d` contradict each other at {len(wrong)} target tokens, {wrong[:5]} among "
+                "them: one of them belongs to another head."
             )
     return {**weights, "d2t": d2t.long()}
 

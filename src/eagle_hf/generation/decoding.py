@@ -1,4 +1,6 @@
-"""The decoding loop: what runs in place of `transformers`' own assisted decoding when the assistant is an EAGLE draft."""
+"""
+The decoding loop: what runs in place of `transformers`' own assisted decoding when the assistant is an EAGLE draft.
+"""
 
 from typing import Any
 

@@ -19,8 +19,9 @@ from .masks import TreeMasks
 @contextmanager
 def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
     """
-    Let the target's attention read a mask per node, for one forward. Flash attention cannot, so that sdpa or eager takes
-    its place; keys and values have the same layout. On a CPU, sdpa takes grouped keys and values as they are, where
+    Let the target's attention read a mask per node, for one forward. Flash attention cannot, so that sdpa or eager
+    takes its place; keys and values have the same layout. On a CPU, sdpa takes grouped keys and values as they are,
+    where
     `transformers` would repeat them for every layer as soon as there is a mask.
 
     Yields:

@@ -6,9 +6,9 @@ import torch
 class SamplingNoise:
     """
     Plain sampling calls `torch.multinomial(probs, 1)` once per new column, and that draws one block of exponentials of
-    shape `(batch_size, vocab_size)` from the global generator. This class draws the same blocks in the same order, keeps
-    those that a faster row of the batch needed first, and in the end sets the generator to where plain `generate` would
-    have left it, however many blocks were drawn ahead.
+    shape `(batch_size, vocab_size)` from the global generator. This class draws the same blocks in the same order,
+    keeps those that a faster row of the batch needed first, and in the end sets the generator to where plain `generate`
+    would have left it, however many blocks were drawn ahead.
 
     Args:
         batch_size (`int`): Rows of the batch.

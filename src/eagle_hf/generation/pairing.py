@@ -31,14 +31,15 @@ def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config
     DraftOptions.from_generation_config(draft.generation_config)
     if generation_config.use_cache is False:
         raise ValueError(
-            "Got `use_cache=False`, but verifying drafts needs the keys and values of earlier tokens. Leave `use_cache` "
-            "at its default, or generate without `assistant_model`."
+            "Got `use_cache=False`, but verifying drafts needs the keys and values of earlier tokens. Leave "
+            "`use_cache` at its default, or generate without `assistant_model`."
         )
     implementation = generation_config.cache_implementation
     if implementation not in (None, "dynamic"):
         raise ValueError(
-            f"Got `cache_implementation={implementation!r}`, but drafts are verified with a dynamic cache only: rejected "
-            "nodes must be removed from it again. Leave `cache_implementation` unset, or generate without `assistant_model`."
+            f"Got `cache_implementation={implementation!r}`, but drafts are verified with a dynamic cache only: "
+            "rejected nodes must be removed from it again. Leave `cache_implementation` unset, or generate without "
+            "`assistant_model`."
         )
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(generation_config, name):
@@ -73,8 +74,8 @@ def check_pair(model: PreTrainedModel, draft: EagleDraftModel) -> None:
     if target.hidden_size != config.target_hidden_size:
         raise ValueError(
             f"The target {name} has hidden states of size {target.hidden_size}, but the draft reads features of size "
-            f"{config.target_hidden_size} (`draft.config.target_hidden_size`). Use the draft that belongs to this target."
-            f"{trained_for}"
+            f"{config.target_hidden_size} (`draft.config.target_hidden_size`). Use the draft that belongs to this "
+            f"target.{trained_for}"
         )
     config.resolve_feature_layer_ids(target.num_hidden_layers)
     if draft.lm_head is None and model.get_output_embeddings() is None:

@@ -22,12 +22,12 @@ _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, to
 @torch.no_grad()
 def can_verify_trees(model: PreTrainedModel) -> bool:
     """
-    Whether the target verifies trees exactly; if not, whether it verifies chains and takes them back. Found out once per
-    model and attention implementation with three or four forwards of a few tokens:
+    Whether the target verifies trees exactly; if not, whether it verifies chains and takes them back. Found out once
+    per model and attention implementation with three or four forwards of a few tokens:
 
     ```text
-    prompt ── 0 ─┬─ 1 ─── 3        the tree in one forward, against plain forwards of
-                 └─ 2 ─── 4        prompt 0 1 3,  prompt 0 2 4  and, to see what a wrong mask would do,  prompt 0 1 2
+    prompt ── 0 ─┬─ 1 ─── 3      the tree in one forward, against plain forwards of  prompt 0 1 3,  prompt 0 2 4
+                 └─ 2 ─── 4      and, to see what a wrong mask would do,  prompt 0 1 2
     ```
 
     Args:

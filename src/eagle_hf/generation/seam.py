@@ -93,8 +93,8 @@ def _validate_generation_mode(
         return original(generation_mode, generation_config, generation_mode_kwargs)
     if generation_mode_kwargs.get("synced_gpus"):
         raise ValueError(
-            "Got `synced_gpus=True` (DeepSpeed ZeRO-3 or FSDP), but ranks that accept different numbers of drafts would "
-            "wait for each other forever. Pass `synced_gpus=False`, or generate without `assistant_model`."
+            "Got `synced_gpus=True` (DeepSpeed ZeRO-3 or FSDP), but ranks that accept different numbers of drafts "
+            "would wait for each other forever. Pass `synced_gpus=False`, or generate without `assistant_model`."
         )
     check_call(model, draft, generation_config)
     align_draft(model, draft)

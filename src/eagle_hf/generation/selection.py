@@ -97,28 +97,34 @@ class Selector(ABC):
 
         Args:
             tree ([`DraftTree`]): The verified trees.
-            logits (`torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`): The target's logits after every node.
+            logits (`torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`): The target's logits after every
+            node.
 
         Returns:
             `list[list[int]]`: Per row the nodes to keep in the cache, the root first.
         """
 
+    @abstractmethod
     def finish(self) -> None:
         """Leave the global generator as plain `generate` leaves it."""
 
     def rows_without_last_token(self) -> list[int]:
-        """Rows that ended before the longest, and whose last token plain `generate` has in the cache, but we have not."""
+        """
+        Rows that ended before the longest, and whose last token plain `generate` has in the cache, but we have not.
+        """
         return []
 
     def _read_back(self, tree: DraftTree, *more: torch.Tensor) -> list[list[list[int]]]:
-        """Tokens, parents and further tensors of shape `(batch_size, num_nodes)` as lists: the step's synchronisation."""
+        """
+        Tokens, parents and further tensors of shape `(batch_size, num_nodes)` as lists: the step's synchronisation.
+        """
         impossible = tree.scores.isneginf().long()
         *lists, impossible = torch.stack([tree.tokens, tree.parents, *more, impossible]).tolist()
         if tree.num_nodes > 1 and not self.draft_is_broken and any(row[1] for row in impossible):
             self.draft_is_broken = True  # even the likeliest token is impossible: the head's logits are NaN
             logger.warning_once(
-                "The draft's logits are NaN, so that the rest of this text is generated without it (the text is right all "
-                "the same). Check the head's weights, and its dtype: float16 overflows in some models."
+                "The draft's logits are NaN, so that the rest of this text is generated without it (the text is right "
+                "all the same). Check the head's weights, and its dtype: float16 overflows in some models."
             )
         return lists
 
@@ -263,6 +269,9 @@ class TokenSelector(Selector):
             tokens = scores.argmax(dim=-1)
         self.sequences.append_column(tokens, self.records.scores)
         return tokens.tolist()
+
+    def finish(self) -> None:
+        """Nothing to do: the random numbers were drawn as plain `generate` draws them."""
 
 
 def make_selector(

@@ -20,7 +20,8 @@ class PromptFeatures:
 
     Args:
         features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * hidden_size)`):
-            Features of the last `seq_len` prompt columns, those that the prefill computed and whose next token is known.
+            Features of the last `seq_len` prompt columns, those that the prefill computed and whose next token is
+            known.
         positions (`torch.LongTensor` of shape `(batch_size, seq_len)`): Their positions.
         mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): `False` at padding; `None` without any.
     """
@@ -107,8 +108,8 @@ class Target:
 
     def clamp_depth(self, depth: int) -> int:
         """
-        No deeper than the target has positions: learned position embeddings end at `max_position_embeddings`. Beyond it,
-        steps are plain ones.
+        No deeper than the target has positions: learned position embeddings end at `max_position_embeddings`. Beyond
+        it, steps are plain ones.
         """
         config = self.model.config.get_text_config(decoder=True)
         max_positions = getattr(config, "max_position_embeddings", None)

@@ -2,8 +2,9 @@
 The objective of EAGLE-3 (section 3.2 of the paper, "training-time test"): the head is unrolled in training as it is in
 drafting, on its own outputs, and learns the target's distribution at every unrolled step. There is no loss on features.
 
-In unroll `i`, row `p` stands for the `i + 1`-th token that is drafted after the true feature of position `p`. It sees what
-that draft step sees: true rows up to `p`, and the guesses made since then, which are rows `p` of the earlier unrolls:
+In unroll `i`, row `p` stands for the `i + 1`-th token that is drafted after the true feature of position `p`. It sees
+what that draft step sees: true rows up to `p`, and the guesses made since then, which are rows `p` of the earlier
+unrolls:
 
 ```text
 keys of      unroll 0 (true features)      unroll 1     unroll 2
@@ -55,9 +56,9 @@ def training_time_test_loss(
     step_decay: float = 0.8,
 ) -> TrainingTimeTestOutput:
     """
-    Compute the loss of one batch, as the authors do: the cross-entropy with the target's distribution, restricted to the
-    draft vocabulary, at positions that are trained and whose likeliest target token the head can draft; averaged over all
-    positions of the batch.
+    Compute the loss of one batch, as the authors do: the cross-entropy with the target's distribution, restricted to
+    the draft vocabulary, at positions that are trained and whose likeliest target token the head can draft; averaged
+    over all positions of the batch.
 
     Args:
         draft ([`EagleDraftModel`]): An EAGLE-3 head.
@@ -89,7 +90,8 @@ def training_time_test_loss(
         probs = (logits if len(draft_ids) == logits.shape[-1] else logits[..., draft_ids]).softmax(-1)
 
     hidden_states = draft.project_features(features)
-    # What no row may see in the rows of unroll 0: those after it, and padding (but for itself, or it would see nothing).
+    # What no row may see in the rows of unroll 0: those after it, and padding (but for itself, or it would see
+    # nothing).
     hidden_keys = torch.ones(seq_len, seq_len, dtype=torch.bool, device=input_ids.device).triu(1)[None, None]
     if attention_mask is not None:
         itself = torch.eye(seq_len, dtype=torch.bool, device=input_ids.device)
@@ -132,9 +134,10 @@ def _unrolled_attention(
     history: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> torch.Tensor:
     """
-    Attention of one unroll, which appends its keys and values to `history`: causal over the rows of unroll 0, and the same
-    row only of every later unroll. `inputs` and the result are of shape `(batch_size, seq_len, size)`; `hidden_keys`, of
-    shape `(batch_size or 1, 1, seq_len, seq_len)`, is `True` where a row of unroll 0 is not to be seen.
+    Attention of one unroll, which appends its keys and values to `history`: causal over the rows of unroll 0, and the
+    same row only of every later unroll. `inputs` and the result are of shape `(batch_size, seq_len, size)`;
+    `hidden_keys`, of shape `(batch_size or 1, 1, seq_len, seq_len)`, is `True` where a row of unroll 0 is not to be
+    seen.
     """
     query, key, value = attention.project(inputs, rotary)  # (batch_size, heads, seq_len, head_dim)
     groups = attention.num_heads // attention.num_key_value_heads

@@ -1,0 +1,59 @@
+"""Generate text with a target and its EAGLE draft, from the Hub or from folders."""
+
+import argparse
+
+import torch
+from transformers import TextStreamer
+
+from .pair import Pair
+from .render import colored_text, mean_acceptance_length, speed_line, tree_of_best_step, uses_color
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("prompt", help="the prompt; the user's turn of a chat, if the target has a chat template")
+    parser.add_argument("--target", required=True, help="target: repository id or folder")
+    parser.add_argument("--draft", required=True, help="EAGLE head: repository id or folder")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="most tokens to generate (default: 256)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
+    parser.add_argument("--top-p", type=float, help="sample from the likeliest tokens of this total probability")
+    parser.add_argument("--top-k", type=int, default=0, help="sample from this many likeliest tokens (default: 0, all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed for sampling (default: 0)")
+    parser.add_argument("--raw", action="store_true", help="do not apply the chat template")
+    parser.add_argument("--dtype", default="auto", help="dtype of the target, such as bfloat16 (default: auto)")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--compare", action="store_true", help="generate without the draft as well, and compare")
+    parser.add_argument("--show-tree", action="store_true", help="draw the draft tree of the best step")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Stream the text, then print the figures. With `--compare`, a difference between both texts is a failure."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    pair = Pair.load(args.target, args.draft, dtype=args.dtype)
+    pair.draft.generation_config.output_draft_trees = args.show_tree
+    input_ids = pair.encode(args.prompt, raw=args.raw)
+    options = {"max_new_tokens": args.max_new_tokens, "do_sample": args.temperature > 0}
+    if args.temperature > 0:
+        options |= {"temperature": args.temperature, "top_k": args.top_k}
+        if args.top_p is not None:
+            options["top_p"] = args.top_p
+    color = uses_color()
+
+    streamer = TextStreamer(pair.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    eagle = pair.run(input_ids, with_draft=True, seed=args.seed, streamer=streamer, **options)
+    for line in tree_of_best_step(pair.tokenizer, eagle, color) if args.show_tree else ():
+        print(line)
+    if not args.compare:
+        print(
+            f"\n{len(eagle.tokens)} tokens, {eagle.tokens_per_second:.1f} tokens/s, "
+            f"{mean_acceptance_length([eagle]):.2f} tokens per verification"
+        )
+        return 0
+    plain = pair.run(input_ids, with_draft=False, seed=args.seed, **options)
+    eagle = pair.run(input_ids, with_draft=True, seed=args.seed, **options)  # again, now that everything is warm
+    equal = plain.tokens == eagle.tokens
+    print(f"\nDrafted tokens in green:\n{colored_text(pair.tokenizer, eagle, color)}" if color else "")
+    print(f"tokens equal to plain generate: {'yes' if equal else 'NO'} ({len(plain.tokens)} tokens)")
+    print(speed_line([plain], [eagle]))
+    return 0 if equal else 1

@@ -1,0 +1,94 @@
+"""A target and its draft, loaded once and run with and without the draft."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from ..generation.output import EagleGenerateOutput
+from ..modeling_eagle import EagleDraftModel
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One generation.
+
+    Args:
+        prompt_length (`int`): Tokens of the prompt.
+        tokens (`list[int]`): New tokens.
+        seconds (`float`): Wall time, the prompt's forward included.
+        output ([`EagleGenerateOutput`], *optional*): With a draft: what `generate` returned.
+    """
+
+    prompt_length: int
+    tokens: list[int]
+    seconds: float
+    output: EagleGenerateOutput | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens per second of wall time."""
+        return len(self.tokens) / self.seconds
+
+    @property
+    def acceptance_lengths(self) -> list[int]:
+        """Tokens that each verification added."""
+        return self.output.acceptance_lengths[0] if self.output is not None else []
+
+
+@dataclass(frozen=True)
+class Pair:
+    """
+    Args:
+        target ([`~transformers.PreTrainedModel`]): The target.
+        draft ([`EagleDraftModel`]): Its draft.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's tokenizer.
+    """  # noqa: D205
+
+    target: PreTrainedModel
+    draft: EagleDraftModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def load(cls, target: str, draft: str, dtype: str = "auto") -> "Pair":
+        """Load both from the Hub or from folders, on the GPU if there is one."""
+        device_map = "auto" if torch.cuda.is_available() else None
+        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, device_map=device_map).eval()
+        return cls(model, EagleDraftModel.from_pretrained(draft), AutoTokenizer.from_pretrained(target))
+
+    def encode(self, prompt: str, raw: bool = False) -> torch.Tensor:
+        """Token ids of a prompt, of shape `(1, length)`; as a user's turn of the chat template unless `raw`."""
+        if raw or self.tokenizer.chat_template is None:
+            ids = self.tokenizer(prompt, return_tensors="pt").input_ids
+        else:
+            messages = [{"role": "user", "content": prompt}]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+        return ids.to(self.target.device)
+
+    def run(
+        self,
+        input_ids: torch.Tensor,
+        with_draft: bool,
+        seed: int = 0,
+        streamer: BaseStreamer | None = None,
+        **options: Any,
+    ) -> Run:
+        """Generate once; `options` are those of `generate`."""
+        torch.manual_seed(seed)
+        start = time.perf_counter()
+        output = self.target.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            assistant_model=self.draft if with_draft else None,
+            streamer=streamer,
+            return_dict_in_generate=True,
+            **options,
+        )
+        tokens = output.sequences[0, input_ids.shape[1] :].tolist()  # waits for the device
+        seconds = time.perf_counter() - start
+        return Run(input_ids.shape[1], tokens, seconds, output if with_draft else None)
