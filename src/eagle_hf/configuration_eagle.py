@@ -157,8 +157,8 @@ class EagleConfig(PreTrainedConfig):
             if ids != sorted(set(ids)) or ids[0] < 0:
                 raise ValueError(
                     f"The default feature layers [2, n // 2, n - 3] are {ids} for a target of {num_target_layers} "
-                    "layers, which are not three different layers in order. Set `config.feature_layer_ids` of the draft to the "
-                    "indices of the target's `hidden_states` that it was trained on."
+                    "layers, which are not three different layers in order. Set `config.feature_layer_ids` of the draft"
+                    " to the indices of the target's `hidden_states` that it was trained on."
                 )
             return ids
         ids = [i + num_target_layers + 1 if i < 0 else i for i in self.feature_layer_ids]
@@ -182,12 +182,12 @@ class EagleConfig(PreTrainedConfig):
         ):  # fmt: skip
             if not 0 < getattr(self, name) < 2**31:
                 raise ValueError(f"`{name}` must be a positive size, got {getattr(self, name)}.")
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.num_attention_heads % (self.num_key_value_heads or 1):
             raise ValueError(
                 f"`num_attention_heads` ({self.num_attention_heads}) must be a multiple of `num_key_value_heads` "
                 f"({self.num_key_value_heads})."
             )
-        if self.head_dim % 2:
+        if (self.head_dim or 0) % 2:
             raise ValueError(f"`head_dim` must be even for rotary embeddings, got {self.head_dim}.")
         if self.draft_vocab_size is not None and not 0 < self.draft_vocab_size <= self.vocab_size:
             raise ValueError(

@@ -18,6 +18,7 @@ only the last `window - 1` columns of each row, right-aligned.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
@@ -33,15 +34,17 @@ class GrowingLayer(DynamicLayer):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._buffers = (torch.empty(0), torch.empty(0))
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the states of shape `(batch_size, heads, new_len, head_dim)`; returns all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if self._buffers is None or not self._owns_states(start) or end > self._buffers[0].shape[-2]:
+        if not self._has_room(start, end):
             self._reallocate(key_states, value_states, start, end)
         key_buffer, value_buffer = self._buffers
         key_buffer[..., start:end, :] = key_states
@@ -49,11 +52,12 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = key_buffer[..., :end, :], value_buffer[..., :end, :]
         return self.keys, self.values
 
-    def _owns_states(self, length: int) -> bool:
+    def _has_room(self, length: int, new_length: int) -> bool:
+        buffer = self._buffers[0]
+        if buffer.dim() < 4 or new_length > buffer.shape[-2]:
+            return False
         # Whoever reorders or selects rows of the cache replaces `keys`; such states are copied in again.
-        return length == 0 or (
-            self.keys.data_ptr() == self._buffers[0].data_ptr() and self.keys.shape[0] == self._buffers[0].shape[0]
-        )
+        return length == 0 or (self.keys.data_ptr() == buffer.data_ptr() and len(self.keys) == len(buffer))
 
     def _reallocate(self, key_states: torch.Tensor, value_states: torch.Tensor, start: int, end: int) -> None:
         capacity = int(end * self._growth) + 64
@@ -68,7 +72,7 @@ class GrowingLayer(DynamicLayer):
     def reset(self) -> None:
         """Forget all states and the buffer."""
         super().reset()
-        self._buffers = None
+        self._buffers = (torch.empty(0), torch.empty(0))
 
 
 class GrowingCache(Cache):

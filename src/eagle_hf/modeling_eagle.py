@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +38,8 @@ class EagleDraftOutput(ModelOutput):
         past_key_values ([`~transformers.Cache`], *optional*): Keys and values of all rows so far.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
 
 
@@ -51,8 +51,8 @@ class EagleAttention(nn.Module):
     def __init__(self, config: EagleConfig, layer_idx: int, input_size: int):
         super().__init__()
         self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        self.num_heads, self.num_key_value_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = cast(int, config.head_dim)
+        self.num_heads, self.num_key_value_heads = config.num_attention_heads, cast(int, config.num_key_value_heads)
         q_size, kv_size = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(input_size, q_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
@@ -205,6 +205,7 @@ class EagleDraftModel(PreTrainedModel):
     _no_split_modules = ["EagleDecoderLayer"]
     _supports_sdpa = True
     _skip_keys_device_placement = ["past_key_values"]
+    d2t: torch.Tensor
 
     def __init__(self, config: EagleConfig):
         super().__init__(config)
@@ -212,7 +213,8 @@ class EagleDraftModel(PreTrainedModel):
         def norm(size: int) -> nn.Module:
             return nn.RMSNorm(size, eps=config.rms_norm_eps)
 
-        feature_size = config.num_features * config.target_hidden_size
+        target_hidden_size = cast(int, config.target_hidden_size)
+        feature_size = config.num_features * target_hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embed_tokens else None
         if config.eagle_version == 1:
             self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fc_bias)
@@ -220,7 +222,7 @@ class EagleDraftModel(PreTrainedModel):
             self.fc = nn.Linear(feature_size, config.hidden_size, bias=config.fc_bias)
             self.norm = norm(config.hidden_size)
         if config.fc_norm:
-            self.fc_norm = nn.ModuleList(norm(config.target_hidden_size) for _ in range(config.num_features))
+            self.fc_norm = nn.ModuleList(norm(target_hidden_size) for _ in range(config.num_features))
         if config.norm_before_fc:
             self.input_norm = norm(feature_size)
         self.layers = nn.ModuleList(EagleDecoderLayer(config, i) for i in range(config.num_hidden_layers))
@@ -229,7 +231,7 @@ class EagleDraftModel(PreTrainedModel):
             self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         if self.has_reduced_vocabulary:
             # Offsets, as every published head stores them: target id = draft id + d2t[draft id].
-            self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
+            self.register_buffer("d2t", torch.zeros(cast(int, config.draft_vocab_size), dtype=torch.long))
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.generation_config = DraftOptions().to_generation_config()
         # Unless the user chose them when loading, `generate` brings the head to its target's device and dtype.
@@ -306,17 +308,17 @@ class EagleDraftModel(PreTrainedModel):
         return self.config.draft_vocab_size not in (None, self.config.vocab_size)
 
     @property
-    def draft_to_target_ids(self) -> torch.LongTensor:
+    def draft_to_target_ids(self) -> torch.Tensor:
         """Target id of every draft id, of shape `(draft_vocab_size,)` (`(vocab_size,)` where nothing is reduced)."""
         if self.has_reduced_vocabulary:
             return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
         return torch.arange(self.config.vocab_size, device=self.device)
 
-    def to_target_ids(self, draft_ids: torch.LongTensor) -> torch.LongTensor:
+    def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
         """Target ids of draft ids, of any shape."""
         return draft_ids + self.d2t[draft_ids] if self.has_reduced_vocabulary else draft_ids
 
-    def set_draft_vocabulary(self, target_ids: torch.LongTensor) -> None:
+    def set_draft_vocabulary(self, target_ids: torch.Tensor) -> None:
         """
         Choose which target tokens the head can draft.
 
@@ -367,7 +369,7 @@ class EagleDraftModel(PreTrainedModel):
         hidden_states: torch.Tensor,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
     ) -> EagleDraftOutput:
@@ -444,6 +446,8 @@ class EagleDraftModel(PreTrainedModel):
         """
         if self.config.eagle_version == 3 and not self.config.norm_output:
             last_hidden_state = self.norm(last_hidden_state)
+        if self.lm_head is None:
+            raise ValueError("This head has no `lm_head` of its own: its logits come from the target's.")
         return self.lm_head(last_hidden_state)
 
 

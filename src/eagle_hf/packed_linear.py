@@ -20,7 +20,7 @@ class PackedLinear:
     def __init__(self, owner: nn.Module, *names: str):
         self.owner = owner
         self.names = names
-        self._weight: torch.Tensor | None = None
+        self._weight = torch.empty(0)
         self._bias: torch.Tensor | None = None
         self._views: list[int] = []  # addresses of the layers' weights and biases when they were packed
 
@@ -46,7 +46,7 @@ class PackedLinear:
         self._views = self._addresses(linears)
 
     @staticmethod
-    def _join(parameters: list[nn.Parameter]) -> torch.Tensor:
+    def _join(parameters: list[torch.Tensor]) -> torch.Tensor:
         packed = torch.cat([parameter.data for parameter in parameters])
         for parameter, part in zip(parameters, packed.split([len(p) for p in parameters]), strict=True):
             parameter.data = part

@@ -20,7 +20,7 @@ class RotaryTable:
 
     def __init__(self, draft: EagleDraftModel):
         self.draft = draft
-        self.is_tabulated = draft.config.rope_parameters["rope_type"] not in self._LENGTH_DEPENDENT
+        self.is_tabulated = (draft.config.rope_parameters or {}).get("rope_type") not in self._LENGTH_DEPENDENT
         self._cos = self._sin = torch.empty(0)
         self._size = 0
 

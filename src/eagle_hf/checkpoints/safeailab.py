@@ -48,7 +48,8 @@ def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[Eagl
         name: config[name]
         for name in (
             "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
-            "hidden_act", "max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
+            "hidden_act", "max_position_embeddings", "initializer_range",
+            "bos_token_id", "eos_token_id", "pad_token_id",
         )
         if config.get(name) is not None
     }  # fmt: skip

@@ -37,7 +37,8 @@ class Run:
     @property
     def acceptance_lengths(self) -> list[int]:
         """Tokens that each verification added."""
-        return self.output.acceptance_lengths[0] if self.output is not None else []
+        lengths = self.output.acceptance_lengths if self.output is not None else None
+        return lengths[0] if lengths else []
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,15 @@ logger = logging.get_logger(__name__)
 
 def eagle_decoding(
     model: PreTrainedModel,
-    input_ids: torch.LongTensor,
+    input_ids: torch.Tensor,
+    *,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     draft: EagleDraftModel,
     streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
-) -> EagleGenerateOutput | torch.LongTensor:
+) -> EagleGenerateOutput | torch.Tensor:
     r"""
     Generate with draft trees. The text is that of plain `generate`: greedy token for token, sampling seed for seed.
 

@@ -36,7 +36,9 @@ class TreeMasks:
                 kind = layer_types[index] if layer_types is not None else "all"
                 self.layer_of_type.setdefault(kind, index)
 
-    def make(self, tree: DraftTree, lengths: list[int], additive_dtype: torch.dtype | None):
+    def make(
+        self, tree: DraftTree, lengths: list[int], additive_dtype: torch.dtype | None
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
         """
         Args:
             tree ([`DraftTree`]): The trees to verify.

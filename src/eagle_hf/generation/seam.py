@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import transformers
 from transformers import PreTrainedModel
 from transformers.generation import GenerationMixin
@@ -70,15 +71,16 @@ def _wrap(name: str, wrapper: Callable) -> None:
 def _assisted_decoding(
     original: Callable,
     model: PreTrainedModel,
+    input_ids: torch.Tensor,
     *args: Any,
     assistant_model: PreTrainedModel | None = None,
     **kwargs: Any,
 ) -> Any:
     if not isinstance(assistant_model, EagleDraftModel):
-        return original(*args, assistant_model=assistant_model, **kwargs)
+        return original(input_ids, *args, assistant_model=assistant_model, **kwargs)
     for name in ("inputs_tensor", "assistant_tokenizer", "tokenizer", "synced_gpus"):
         kwargs.pop(name, None)
-    return eagle_decoding(model, *args, draft=assistant_model, **kwargs)
+    return eagle_decoding(model, input_ids, *args, **kwargs, draft=assistant_model)
 
 
 def _validate_generation_mode(

@@ -254,10 +254,10 @@ class TokenSelector(Selector):
                 0 if is_closed else child.get((node, token))
                 for child, node, token, is_closed in zip(children, at, chosen, closed, strict=True)
             ]
-            if None in next_nodes:
+            if any(node is None for node in next_nodes):
                 return paths
             for path, next_node in zip(paths, next_nodes, strict=True):
-                path.append(next_node)
+                path.append(next_node or 0)
 
     def _next_tokens(self, logits: torch.Tensor) -> list[int]:
         """One column of plain `generate`, from logits of shape `(batch_size, vocab_size)`."""

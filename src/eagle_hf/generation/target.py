@@ -57,7 +57,7 @@ class Target:
         self.cache: Cache = model_kwargs["past_key_values"]
         self.num_forwards = 0
         self.lengths: list[int] = []  # committed columns of the cache, per row
-        self._hidden_states: tuple[torch.Tensor | None, ...] = ()
+        self._hidden_states: tuple[torch.Tensor, ...] = ()  # only those that the draft reads
         self._recorded: list[tuple[Any, bool]] = []
 
     # ------------------------------------------------------------------ prompt

@@ -18,12 +18,13 @@ row 2 of
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import repeat_kv
 
-from ..modeling_eagle import EagleAttention, EagleDraftModel, Rotary
+from ..modeling_eagle import EagleAttention, EagleDecoderLayer, EagleDraftModel, Rotary
 
 
 @dataclass
@@ -103,7 +104,7 @@ def training_time_test_loss(
         window = slice(step, step + seq_len)
         embeds = embed_tokens(token_ids[:, window]).to(hidden_states.dtype)
         rotary = draft.rotary(positions + step)
-        for layer, history in zip(draft.layers, histories, strict=True):
+        for layer, history in zip(cast(list[EagleDecoderLayer], draft.layers), histories, strict=True):
             attention_inputs, residual = layer.attention_inputs(hidden_states, embeds)
             hidden_states = residual + _unrolled_attention(
                 layer.self_attn, attention_inputs, rotary, hidden_keys, history

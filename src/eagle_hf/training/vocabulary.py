@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 
-def most_frequent_tokens(counts: Mapping[int, int], draft_vocab_size: int) -> torch.LongTensor:
+def most_frequent_tokens(counts: Mapping[int, int], draft_vocab_size: int) -> torch.Tensor:
     """
     The most frequent tokens of the training text, as [`EagleDraftModel.set_draft_vocabulary`] takes them.
 
