@@ -1,0 +1,199 @@
+"""Train the EAGLE-3 head of the demo pair.
+
+A head learns what its target writes, so the answers of the training conversations are first written again by the target
+(greedily, as the demo is), then the head is trained on them by training-time test:
+
+    python scripts/train_demo_head.py answers --data train.jsonl.xz --target hub_cards/demo-llama-7m --output runs/head
+    python scripts/train_demo_head.py train --target hub_cards/demo-llama-7m --output runs/head
+
+Both go on where they were interrupted when they are started again.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from train_demo_target import SIZES, read_conversations
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from eagle_hf import DraftOptions, EagleConfig, EagleDraftModel
+from eagle_hf.training import EagleTrainer, EagleTrainingArguments, most_frequent_tokens
+
+
+DRAFT_VOCAB_SIZE = 4096
+MAX_LENGTH = 512
+
+
+def write_answers(args: argparse.Namespace) -> None:
+    """Let the target answer the prompts; one JSON line of token ids per conversation."""
+    tokenizer = AutoTokenizer.from_pretrained(args.target, padding_side="left")
+    target = AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32).to(args.device).eval()
+    prompts = sorted({messages[0]["content"] for messages in read_conversations(args.data, SIZES["small"])})
+    random.Random(args.seed).shuffle(prompts)
+    prompts = prompts[: args.num_prompts]
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        for prompt in prompts
+    ]
+    encoded = [ids for ids in tokenizer(texts, add_special_tokens=False).input_ids if len(ids) <= MAX_LENGTH // 2]
+    encoded.sort(key=len)  # little padding
+    batches = [encoded[i : i + args.batch_size] for i in range(0, len(encoded), args.batch_size)]
+    random.Random(args.seed).shuffle(batches)
+
+    path = args.output / "answers.jsonl"
+    done = sum(1 for _ in open(path)) if path.exists() else 0
+    start, num_tokens = time.time(), 0
+    with open(path, "a") as file:
+        for number, batch in enumerate(batches):
+            if (number + 1) * args.batch_size <= done:
+                continue
+            inputs = tokenizer.pad({"input_ids": batch}, return_tensors="pt").to(args.device)
+            length = inputs["input_ids"].shape[1]
+            output = target.generate(**inputs, max_new_tokens=MAX_LENGTH - length, do_sample=False)
+            for prompt_ids, row in zip(batch, output[:, length:].tolist(), strict=True):
+                answer = row[: row.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in row else row
+                num_tokens += len(answer)
+                file.write(json.dumps({"prompt": prompt_ids, "answer": answer}) + "\n")
+            file.flush()
+            if number % 10 == 0:
+                rate = num_tokens / (time.time() - start)
+                print(f"batch {number + 1} of {len(batches)}, {num_tokens} tokens, {rate:.0f} tokens/s", flush=True)
+
+
+class Answers(Dataset):
+    """Token ids of the target's answers to their prompts; only the answers are trained."""
+
+    def __init__(self, path: Path):
+        rows = [json.loads(line) for line in open(path)]
+        self.rows = [row for row in rows if len(row["answer"]) > 8]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        prompt, answer = self.rows[index]["prompt"], self.rows[index]["answer"]
+        ids = (prompt + answer)[:MAX_LENGTH]
+        return {"input_ids": ids, "loss_mask": ([0] * len(prompt) + [1] * len(answer))[:MAX_LENGTH]}
+
+    def counts(self) -> Counter:
+        """How often each token occurs in the answers."""
+        return Counter(token for row in self.rows for token in row["answer"])
+
+
+class RightPadding:
+    """Collate samples of different lengths."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.pad_token_id = tokenizer.pad_token_id
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        length = max(len(sample["input_ids"]) for sample in samples)
+
+        def pad(values: list[list[int]], filler: int) -> torch.Tensor:
+            return torch.tensor([row + [filler] * (length - len(row)) for row in values])
+
+        ids = [sample["input_ids"] for sample in samples]
+        return {
+            "input_ids": pad(ids, self.pad_token_id),
+            "loss_mask": pad([sample["loss_mask"] for sample in samples], 0),
+            "attention_mask": pad([[1] * len(row) for row in ids], 0),
+        }
+
+
+def new_head(target: Any, target_name: str, counts: Counter) -> EagleDraftModel:
+    """A head with one layer of the target's kind."""
+    config = target.config
+    head = EagleDraftModel(
+        EagleConfig(
+            vocab_size=config.vocab_size,
+            draft_vocab_size=DRAFT_VOCAB_SIZE,
+            hidden_size=config.hidden_size,
+            intermediate_size=512,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=config.rms_norm_eps,
+            max_position_embeddings=config.max_position_embeddings,
+            feature_layer_ids=[2, config.num_hidden_layers // 2, config.num_hidden_layers - 3],
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            base_model_name_or_path=target_name,
+        )
+    )
+    vocabulary = most_frequent_tokens(counts, DRAFT_VOCAB_SIZE)
+    head.set_draft_vocabulary(vocabulary)
+    # The target's own output rows are a better start than noise.
+    head.lm_head.weight.data.copy_(target.get_output_embeddings().weight.data[vocabulary])
+    coverage = sum(counts[int(token)] for token in vocabulary) / counts.total()
+    print(f"draft vocabulary of {DRAFT_VOCAB_SIZE} tokens covers {coverage:.2%} of the answers")
+    return head
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train the head on the answers, and save it as it would be pushed."""
+    set_seed(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    target = AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32)
+    dataset = Answers(args.output / "answers.jsonl")
+    head = new_head(target, Path(args.target).name, dataset.counts())
+    print(f"{len(dataset)} answers, head of {head.num_parameters() / 1e6:.2f}M parameters")
+    checkpoints = args.output / "checkpoints"
+    trainer = EagleTrainer(
+        head,
+        target,
+        EagleTrainingArguments(
+            output_dir=str(checkpoints),
+            num_train_epochs=args.epochs,
+            max_steps=args.max_steps or -1,
+            per_device_train_batch_size=16,
+            train_sampling_strategy="group_by_length",
+            learning_rate=1e-3,
+            lr_scheduler_type="cosine",
+            warmup_steps=100,
+            weight_decay=0.0,
+            adam_beta2=0.95,
+            max_grad_norm=0.5,
+            logging_steps=50,
+            save_steps=500,
+            save_total_limit=2,
+            use_cpu=args.device == "cpu",
+            seed=args.seed,
+            report_to="none",
+        ),
+        train_dataset=dataset,
+        data_collator=RightPadding(tokenizer),
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+    head.generation_config = DraftOptions(num_assistant_tokens=8, draft_depth=5, draft_width=3).to_generation_config()
+    head.save_pretrained(args.output / "head")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = parser.add_subparsers(dest="stage", required=True)
+    answers, training = subparsers.add_parser("answers"), subparsers.add_parser("train")
+    for subparser in (answers, training):
+        subparser.add_argument("--target", required=True, help="folder of the target")
+        subparser.add_argument("--output", type=Path, required=True, help="folder for answers, checkpoints and the head")
+        subparser.add_argument("--seed", type=int, default=0)
+        subparser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    answers.add_argument("--data", type=Path, required=True, help="training conversations, as for the target")
+    answers.add_argument("--num_prompts", type=int, default=16000)
+    answers.add_argument("--batch_size", type=int, default=128)
+    training.add_argument("--epochs", type=float, default=3)
+    training.add_argument("--max_steps", type=int, help="fewer steps than the recipe's, for trials")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_answers(args) if args.stage == "answers" else train(args)
+
+
+if __name__ == "__main__":
+    main()
