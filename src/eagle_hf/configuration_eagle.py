@@ -136,6 +136,7 @@ class EagleConfig(PreTrainedConfig):
         if self.feature_layer_ids is None and self.eagle_version == 1:
             self.feature_layer_ids = [-1]
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # `@strict` does it as well, but wraps the `ValueError` in an error of its own
 
     @property
     def num_features(self) -> int:
@@ -153,11 +154,11 @@ class EagleConfig(PreTrainedConfig):
             `ValueError`: if the target is too shallow for the authors' choice, or an index is out of range or repeated.
         """
         if self.feature_layer_ids is None:
-            ids = [2, num_target_layers // 2, num_target_layers - 3]
-            if ids != sorted(set(ids)) or ids[0] < 0:
+            ids = sorted({2, num_target_layers // 2, num_target_layers - 3})
+            if len(ids) < 3 or ids[0] < 0:
                 raise ValueError(
                     f"The default feature layers [2, n // 2, n - 3] are {ids} for a target of {num_target_layers} "
-                    "layers, which are not three different layers in order. Set `config.feature_layer_ids` of the draft"
+                    "layers, which are not three different layers. Set `config.feature_layer_ids` of the draft"
                     " to the indices of the target's `hidden_states` that it was trained on."
                 )
             return ids

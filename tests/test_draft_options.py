@@ -1,0 +1,46 @@
+import pytest
+from transformers import GenerationConfig
+
+from eagle_hf import DraftOptions
+from eagle_hf.draft_options import EAGLE1_TREE_PATHS
+
+
+def test_defaults_are_the_authors():
+    options = DraftOptions()
+    assert (options.draft_tree, options.num_assistant_tokens, options.draft_depth, options.draft_width) == (
+        "dynamic", 59, 8, 10,
+    )  # fmt: skip
+    assert len(EAGLE1_TREE_PATHS) == 25
+
+
+def test_they_live_in_the_generation_config_and_are_saved_with_it(tmp_path):
+    options = DraftOptions("static", draft_tree_paths=[[0], [1], [0, 2]])
+    options.to_generation_config().save_pretrained(tmp_path)
+    read_back = DraftOptions.from_generation_config(GenerationConfig.from_pretrained(tmp_path))
+    assert read_back.static_paths == options.static_paths == [(0,), (1,), (0, 2)]
+
+
+def test_fields_that_are_not_set_keep_their_defaults():
+    assert DraftOptions.from_generation_config(GenerationConfig(draft_depth=3)) == DraftOptions(draft_depth=3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"draft_tree": "binary"}, "must be one of dynamic, static, chain, got 'binary'"),
+        ({"num_assistant_tokens": 0}, "`num_assistant_tokens` must be a positive integer, got 0"),
+        ({"draft_depth": 2.5}, "`draft_depth` must be a positive integer, got 2.5"),
+        ({"draft_width": True}, "`draft_width` must be a positive integer"),
+        ({"draft_tree_paths": [[0], [1, 0]]}, r"\[1, 0\] without its parent \[1\]"),
+        ({"draft_tree_paths": []}, "non-empty lists"),
+        ({"draft_tree_paths": [[-1]]}, "non-empty lists"),
+    ],
+)
+def test_impossible_trees_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DraftOptions(**fields)
+
+
+def test_misspelt_options_are_refused():
+    with pytest.raises(ValueError, match=r"unknown draft options \['draft_dept'\]"):
+        DraftOptions.from_generation_config(GenerationConfig(draft_dept=3))

@@ -1,0 +1,184 @@
+"""The drafter: exact early stop, order under ties, what the head's cache holds, ragged batches."""
+
+import pytest
+import torch
+from conftest import golden_draft, use_options
+
+from eagle_hf import DraftOptions, dynamic_tree
+from eagle_hf.drafting import Drafter
+
+
+def make_drafter(draft, target, **options) -> Drafter:
+    return Drafter(draft, DraftOptions(**options), target.get_input_embeddings(), target.get_output_embeddings())
+
+
+def read(drafter, case, rows=None):
+    tensors = case.tensors
+    features, tokens = tensors["draft_in.features"], tensors["draft_in.input_ids"]
+    positions = torch.arange(tokens.shape[1])[None]
+    drafter.read_prompt(features, tokens, positions, None)
+    return tensors["root_token"]
+
+
+def tree_tuple(tree):
+    return tree.tokens.tolist(), tree.parents.tolist(), tree.depths.tolist()
+
+
+def test_early_stop_changes_nothing_and_saves_forwards(golden_target, golden_case, monkeypatch):
+    draft, options = golden_draft(golden_case.draft), vars(golden_case.options)
+    stopping = make_drafter(draft, golden_target, **options)
+    early = stopping.grow(read(stopping, golden_case), 100)
+    monkeypatch.setattr(dynamic_tree, "_is_complete", lambda *args: False)
+    complete = make_drafter(draft, golden_target, **options)
+    full = complete.grow(read(complete, golden_case), 100)
+    assert tree_tuple(early) == tree_tuple(full)
+    assert complete.num_forwards == 1 + golden_case.depth
+    assert stopping.num_forwards <= complete.num_forwards
+
+
+def test_early_stop_happens_on_a_confident_draft(golden_target):
+    draft = golden_draft("A_eagle3")
+    draft.lm_head.weight.data *= 4
+    drafter = make_drafter(draft, golden_target, num_assistant_tokens=4, draft_depth=8, draft_width=4)
+    torch.manual_seed(0)
+    drafter.read_prompt(torch.randn(1, 5, 192), torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
+    drafter.grow(torch.tensor([3]), 100)
+    assert drafter.num_forwards < 8
+
+
+@pytest.mark.parametrize("width", [1, 3, 10])
+def test_tied_scores_never_orphan_a_child(golden_target, width):
+    """All logits equal: every level ties. Half-precision scores of the reference tie as well, and orphan children."""
+    draft = golden_draft("A_eagle3")
+    draft.lm_head.weight.data.zero_()
+    drafter = make_drafter(draft, golden_target, num_assistant_tokens=25, draft_depth=4, draft_width=width)
+    drafter.read_prompt(torch.randn(1, 5, 192), torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
+    tree = drafter.grow(torch.tensor([3]), 100)
+    parents, depths = tree.parents[0].tolist(), tree.depths[0].tolist()
+    for node in range(1, tree.num_nodes):
+        assert parents[node] < node
+        assert depths[node] == depths[parents[node]] + 1
+    assert tree.num_nodes == min(26, 1 + width + 3 * width**2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_are_float32_and_no_child_is_orphaned_in_half_precision(golden_target, golden_case, dtype):
+    draft = golden_draft(golden_case.draft).to(dtype)
+    if draft.lm_head is not None:
+        draft.lm_head.weight.data *= 3
+    embed, head = golden_target.get_input_embeddings(), golden_target.get_output_embeddings()
+    drafter = Drafter(draft, golden_case.options, embed, lambda hidden: head(hidden.float()).to(dtype))
+    tree = drafter.grow(read(drafter, golden_case), 100)
+    assert tree.scores.dtype == torch.float32
+    scores, parents, depths = tree.scores[0], tree.parents[0], tree.depths[0]
+    assert (scores[1:] <= scores[parents[1:]]).all()
+    assert (depths[1:] == depths[parents[1:]] + 1).all()
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static", "chain"])
+@pytest.mark.parametrize("name", ["A_eagle3", "A_eagle1"])
+def test_growing_leaves_the_cache_of_true_features_as_it_was(golden_target, name, kind):
+    drafter = make_drafter(golden_draft(name), golden_target, draft_tree=kind, num_assistant_tokens=12, draft_width=4)
+    width = drafter.draft.config.num_features * 64
+    torch.manual_seed(0)
+    drafter.read_prompt(torch.randn(1, 5, width), torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
+    before = drafter._cache.layers[0].keys.clone()
+    first = drafter.grow(torch.tensor([3]), 100)
+    assert torch.equal(drafter._cache.layers[0].keys, before)
+    assert tree_tuple(drafter.grow(torch.tensor([3]), 100)) == tree_tuple(first)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static", "chain"])
+@pytest.mark.parametrize("name", ["A_eagle3", "A_eagle3_narrow", "A_eagle1"])
+def test_ragged_rows_draft_as_if_they_were_alone(golden_target, name, kind):
+    draft, target = golden_draft(name), golden_target
+    options = {"draft_tree": kind, "num_assistant_tokens": 14, "draft_depth": 4, "draft_width": 4}
+    width = draft.config.num_features * 64
+    generator = torch.Generator().manual_seed(0)
+    lengths, steps = (7, 3, 5), ((1, 4, 2), (3, 1, 1), (2, 0, 5))
+    features = [torch.randn(1, length + 16, width, generator=generator) for length in lengths]
+    tokens = [torch.randint(0, 320, (1, length + 16), generator=generator) for length in lengths]
+    roots = torch.tensor([3, 4, 5])
+
+    def batched():
+        drafter = make_drafter(draft, target, **options)
+        longest = max(lengths)
+        mask = torch.tensor([[False] * (longest - n) + [True] * n for n in lengths])
+        pad = [longest - n for n in lengths]
+        drafter.read_prompt(
+            torch.cat([torch.cat([torch.zeros(1, p, width), f[:, :n]], 1) for p, f, n in zip(pad, features, lengths, strict=True)]),
+            torch.cat([torch.cat([torch.zeros(1, p, dtype=torch.long), t[:, :n]], 1) for p, t, n in zip(pad, tokens, lengths, strict=True)]),
+            (mask.long().cumsum(1) - 1).clamp(min=0),
+            mask,
+        )  # fmt: skip
+        yield drafter.grow(roots, 100)
+        done = list(lengths)
+        for counts in steps:
+            new = max(counts)
+            at = [slice(start, start + new) for start in done]
+            drafter.read_accepted(
+                torch.cat([f[:, s] for f, s in zip(features, at, strict=True)]),
+                torch.cat([t[:, s] for t, s in zip(tokens, at, strict=True)]),
+                counts,
+            )
+            done = [d + count for d, count in zip(done, counts, strict=True)]
+            yield drafter.grow(roots, 100)
+
+    def alone(row):
+        drafter = make_drafter(draft, target, **options)
+        done = lengths[row]
+        drafter.read_prompt(features[row][:, :done], tokens[row][:, :done], torch.arange(done)[None], None)
+        yield drafter.grow(roots[row : row + 1], 100)
+        for counts in steps:
+            if counts[row]:
+                s = slice(done, done + counts[row])
+                drafter.read_accepted(features[row][:, s], tokens[row][:, s], counts[row : row + 1])
+                done += counts[row]
+            yield drafter.grow(roots[row : row + 1], 100)
+
+    singles = [list(alone(row)) for row in range(3)]
+    for step, tree in enumerate(batched()):
+        for row in range(3):
+            if step and steps[step - 1][row] == 0:
+                continue  # a row without news is one that has finished; what it drafts is never used
+            single = singles[row][step]
+            assert tree.tokens[row].tolist() == single.tokens[0].tolist()
+            assert tree.parents[row].tolist() == single.parents[0].tolist()
+            torch.testing.assert_close(tree.scores[row], single.scores[0], atol=1e-4, rtol=1e-4)
+
+
+def test_depth_is_limited_to_what_can_be_used(golden_target):
+    for kind in ("dynamic", "static", "chain"):
+        drafter = make_drafter(golden_draft("A_eagle3"), golden_target, draft_tree=kind)
+        drafter.read_prompt(torch.randn(1, 5, 192), torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
+        for max_depth in (0, 1, 2, 3):
+            tree = drafter.grow(torch.tensor([3]), max_depth)
+            assert int(tree.depths.max()) == max_depth
+
+
+def test_drafting_does_not_touch_the_global_generator(golden_target):
+    drafter = make_drafter(golden_draft("A_eagle3"), golden_target)
+    state = torch.get_rng_state()
+    drafter.read_prompt(torch.zeros(1, 5, 192), torch.zeros(1, 5, dtype=torch.long), torch.arange(5)[None], None)
+    drafter.grow(torch.tensor([3]), 100)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_stopped_drafter_leaves_plain_decoding(golden_target):
+    drafter = make_drafter(golden_draft("A_eagle3"), golden_target)
+    drafter.read_prompt(torch.zeros(1, 5, 192), torch.zeros(1, 5, dtype=torch.long), torch.arange(5)[None], None)
+    drafter.stop()
+    assert drafter.grow(torch.tensor([3]), 100).num_nodes == 1
+
+
+def test_heads_with_length_dependent_rotary_embeddings_can_be_used(golden_target):
+    """`dynamic` cannot be tabulated: its frequencies depend on the longest position of a forward."""
+    draft = golden_draft("A_eagle3")
+    draft.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    draft = type(draft)(draft.config).eval()
+    use_options(draft, num_assistant_tokens=5)
+    prompt = torch.arange(3, 12)[None]
+    plain = golden_target.generate(prompt, max_new_tokens=20, do_sample=False)
+    ours = golden_target.generate(prompt, max_new_tokens=20, do_sample=False, assistant_model=draft)
+    assert torch.equal(plain, ours)
+    draft.rotary_emb.inv_freq.clone().requires_grad_()  # no inference tensor was left behind
