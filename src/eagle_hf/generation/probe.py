@@ -62,13 +62,19 @@ def _probe(model: PreTrainedModel) -> bool:
     )
     paths = torch.tensor([[nodes[i] for i in path] for path in ((0, 1, 3), (0, 2, 4), (0, 1, 2))], device=device)
     expected = model(torch.cat([prompt.expand(3, -1), paths], dim=1), use_cache=False).logits[:, 4:].float()
+    if expected.isnan().any():
+        raise ValueError(
+            f"{type(model).__name__} gives NaN logits for ordinary tokens. Check its weights, and its dtype: float16 "
+            "overflows in some models."
+        )
+    expected = expected.nan_to_num()  # some models mask unused tokens with -inf
     # What node 2 would be if it saw its sibling: an error this large is a wrong mask, not rounding.
     sibling_effect = (expected[2, 2] - expected[1, 1]).abs().max().item()
     tolerance = max(0.1 * sibling_effect, _TOLERANCES.get(model.dtype, 5e-2) * expected.abs().max().item())
 
     reasons = []
     try:
-        logits = _tree_logits(model, prompt, tree)[0].float()
+        logits = _tree_logits(model, prompt, tree)[0].float().nan_to_num(nan=torch.inf)
         got = torch.stack([logits[[0, 1, 3]], logits[[0, 2, 4]]])
         error = (got - expected[:2]).abs().max().item()
         if error <= tolerance:
@@ -77,7 +83,8 @@ def _probe(model: PreTrainedModel) -> bool:
     except (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError, AttributeError) as failure:
         reasons.append(f"a tree mask fails ({failure})")
     try:
-        error = (_chain_logits(model, prompt, paths[:2]).float() - expected[:2]).abs().max().item()
+        got = _chain_logits(model, prompt, paths[:2]).float().nan_to_num(nan=torch.inf)
+        error = (got - expected[:2]).abs().max().item()
         if error <= tolerance:
             return False
         reasons.append(f"logits after taking a chain back are off by {error:.2g}")

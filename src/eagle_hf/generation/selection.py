@@ -169,7 +169,9 @@ class NodeSelector(Selector):
             first_columns = self._first_columns()
             chosen = choose_sampled(scores, self.noise.at_nodes(first_columns, tree.depths, tree.max_depth))
         tokens, parents, choices = self._read_back(tree, chosen)
-        return [self._walk(row, tokens[row], parents[row], choices[row], scores, logits) for row in range(len(tokens))]
+        paths = [self._walk(row, tokens[row], parents[row], choices[row], scores, logits) for row in range(len(tokens))]
+        self.sequences.stream_columns()
+        return paths
 
     def _first_columns(self) -> list[int]:
         """New column that each row fills next; for rows that have finished, one that the others still need anyway."""

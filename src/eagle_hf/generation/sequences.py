@@ -127,7 +127,7 @@ class Sequences:
         for count, token in enumerate(tokens, start=1):
             self.lengths[row] += 1
             self.finished[row] = self._stops(row, token)
-            if self.batch_size == 1:
+            if self.batch_size == 1:  # the token's turn has come: a batch waits for the whole column
                 self._stream(self.lengths[0])
             if self.finished[row]:
                 self._buffer[row, self.lengths[row] :] = self.pad_token

@@ -1,0 +1,272 @@
+"""Getting in: installed once, reversible, only for our drafts; attaching; pipelines; refusals at the door."""
+
+import inspect
+
+import pytest
+import torch
+import transformers
+from architectures import tiny_target
+from conftest import golden_draft, use_options
+from doubles import random_draft
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedTokenizerFast, T5Config, pipeline
+from transformers.generation import GenerationMixin
+
+import eagle_hf
+from eagle_hf import EagleConfig, EagleDraftModel
+
+
+PROMPT = torch.tensor([[5, 17, 33, 8, 61]])
+
+
+@pytest.fixture(scope="module")
+def target():
+    return tiny_target("llama")
+
+
+@pytest.fixture
+def draft(target):
+    return use_options(random_draft(target), num_assistant_tokens=6, draft_depth=3, draft_width=2)
+
+
+def greedy(target, **kwargs):
+    return target.generate(PROMPT, max_new_tokens=12, do_sample=False, eos_token_id=None, **kwargs)
+
+
+class TestInstall:
+    def test_installing_again_does_nothing_and_uninstalling_restores(self):
+        wrapped = GenerationMixin._assisted_decoding
+        eagle_hf.install()
+        assert GenerationMixin._assisted_decoding is wrapped
+        eagle_hf.uninstall()
+        try:
+            assert GenerationMixin._assisted_decoding is not wrapped
+            assert "eagle_hf" not in GenerationMixin._assisted_decoding.__module__
+            eagle_hf.uninstall()
+        finally:
+            eagle_hf.install()
+
+    def test_signatures_stay_what_generate_reads(self):
+        parameters = inspect.signature(GenerationMixin._assisted_decoding).parameters
+        assert {"inputs_tensor", "assistant_model", "tokenizer"} <= set(parameters)
+
+    def test_other_assistants_go_where_they_went(self, target):
+        assistant = tiny_target("llama", seed=1)
+        assert torch.equal(greedy(target, assistant_model=assistant), greedy(target))
+
+    def test_prompt_lookup_goes_where_it_went(self, target):
+        assert torch.equal(greedy(target, prompt_lookup_num_tokens=3), greedy(target))
+
+    def test_an_unknown_transformers_is_an_import_error(self, monkeypatch):
+        eagle_hf.uninstall()
+        try:
+            monkeypatch.setattr(GenerationMixin, "_assisted_decoding", lambda self, ids: None)
+            with pytest.raises(ImportError, match=rf"transformers {transformers.__version__}.*>= 5.17"):
+                eagle_hf.install()
+        finally:
+            monkeypatch.undo()
+            eagle_hf.install()
+
+
+class TestAttach:
+    def test_attached_drafts_are_used_until_detached(self, target, draft):
+        plain = greedy(target)
+        eagle_hf.attach(target, draft)
+        try:
+            output = greedy(target, return_dict_in_generate=True)
+            assert isinstance(output, eagle_hf.EagleGenerateOutput)
+            assert torch.equal(output.sequences, plain)
+            eagle_hf.attach(target, draft)  # replaces, does not nest
+        finally:
+            eagle_hf.detach(target)
+        assert "generate" not in vars(target)
+        assert not isinstance(greedy(target, return_dict_in_generate=True), eagle_hf.EagleGenerateOutput)
+        eagle_hf.detach(target)
+
+    def test_a_passed_assistant_wins(self, target, draft):
+        eagle_hf.attach(target, draft)
+        try:
+            output = greedy(target, assistant_model=None, return_dict_in_generate=True)
+            assert not isinstance(output, eagle_hf.EagleGenerateOutput)
+        finally:
+            eagle_hf.detach(target)
+
+    def test_what_was_there_comes_back(self, target, draft):
+        target.generate = mine = target.generate
+        try:
+            eagle_hf.attach(target, draft)
+            eagle_hf.detach(target)
+            assert vars(target)["generate"] is mine
+        finally:
+            del target.__dict__["generate"]
+
+    def test_a_wrong_pair_is_refused_when_attaching(self, draft):
+        draft.config.vocab_size = 50
+        with pytest.raises(ValueError, match="vocabulary"):
+            eagle_hf.attach(tiny_target("gpt-neox"), draft)
+
+
+class TestRefusals:
+    def check(self, target, draft, message, **kwargs):
+        with pytest.raises(ValueError, match=message):
+            target.generate(PROMPT, assistant_model=draft, max_new_tokens=4, **kwargs)
+
+    def test_vocabulary(self, target):
+        self.check(target, random_draft(target, vocab_size=100, draft_vocab_size=100), "vocabulary of 96 .* one of 100")
+
+    def test_hidden_size(self, target):
+        draft = random_draft(target, target_hidden_size=64, own_embed_tokens=True)
+        self.check(target, draft, "hidden states of size 32, .* features of size 64")
+
+    def test_layers(self, target):
+        self.check(target, random_draft(target, feature_layer_ids=[1, 2, 9]), r"\[1, 2, 9\], .* target has 3 layers")
+        self.check(tiny_target("llama"), random_draft(target, feature_layer_ids=[1, 3, 4]), "belongs to another target")
+
+    def test_default_layers_of_a_shallow_target(self):
+        target = tiny_target("llama")
+        target.config.num_hidden_layers = 5
+        self.check(target, random_draft(target, feature_layer_ids=None), "not three different layers")
+
+    def test_the_target_it_was_trained_for_is_named(self, target):
+        draft = random_draft(target, vocab_size=100, draft_vocab_size=100, base_model_name_or_path="org/other")
+        self.check(target, draft, "It was trained for org/other")
+
+    def test_encoder_decoder(self, draft):
+        config = T5Config(
+            vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+        )
+        self.check(AutoModelForSeq2SeqLM.from_config(config), draft, "decoder-only target, but T5")
+
+    def test_no_cache(self, target, draft):
+        self.check(target, draft, "`use_cache=False`, but verifying drafts needs", use_cache=False)
+
+    @pytest.mark.parametrize("implementation", ["quantized", "static", "offloaded"])
+    def test_caches_that_cannot_drop_nodes(self, target, draft, implementation):
+        self.check(
+            target, draft, f"`cache_implementation='{implementation}'`.*dynamic", cache_implementation=implementation
+        )
+
+    def test_passed_caches_that_cannot_drop_nodes(self, draft):
+        sliding = tiny_target("mistral-sliding")
+        for target in (tiny_target("llama"), sliding):
+            cache = transformers.StaticCache(config=target.config, max_cache_len=64)
+            self.check(target, draft, "a static cache, which cannot drop", past_key_values=cache)
+        cache = transformers.EncoderDecoderCache(transformers.DynamicCache(), transformers.DynamicCache())
+        with pytest.raises(ValueError, match="EncoderDecoderCache"):
+            eagle_hf.generation.pairing.check_cache(cache)
+
+    def test_recurrent_targets(self, target, draft, monkeypatch):
+        monkeypatch.setattr(type(target), "_is_stateful", True)
+        self.check(target, draft, "recurrent state")
+
+    def test_outputs_of_single_positions(self, target, draft):
+        for name in ("output_hidden_states", "output_attentions"):
+            self.check(
+                target, draft, f"`{name}=True`, which is not available", **{name: True}, return_dict_in_generate=True
+            )
+
+    def test_synced_gpus(self, target, draft):
+        self.check(target, draft, "`synced_gpus=True`", synced_gpus=True)
+
+    def test_misspelt_draft_options(self, target, draft):
+        draft.generation_config.draft_widht = 3
+        self.check(target, draft, "unknown draft options")
+
+    def test_nothing_ran_before(self, target, draft, monkeypatch):
+        monkeypatch.setattr(type(target), "forward", lambda *args, **kwargs: pytest.fail("ran"))
+        self.check(target, draft, "use_cache", use_cache=False)
+
+    def test_a_draft_on_another_device(self, target, draft):
+        draft.has_explicit_device = True
+        self.check(target, draft.to("meta"), "The draft is on meta, but the target's embedding is on cpu")
+
+
+class TestAlignment:
+    def test_the_draft_follows_the_targets_dtype(self, draft):
+        target = tiny_target("llama", dtype=torch.float64)
+        greedy(target, assistant_model=draft)
+        assert draft.dtype == torch.float64
+
+    def test_unless_it_was_chosen(self, draft):
+        target = tiny_target("llama", dtype=torch.float64)
+        draft.has_explicit_dtype = True
+        assert torch.equal(greedy(target, assistant_model=draft), greedy(target))
+        assert draft.dtype == torch.float32
+
+
+class TestEverydayCalls:
+    def test_options_of_the_draft_shape_the_tree(self, golden_target):
+        draft = golden_draft("A_eagle3")
+        forwards = []
+        for depth in (2, 6):
+            use_options(draft, num_assistant_tokens=10, draft_depth=depth, draft_width=3)
+            output = golden_target.generate(
+                PROMPT, max_new_tokens=30, do_sample=False, assistant_model=draft, return_dict_in_generate=True
+            )
+            assert max(output.acceptance_lengths[0]) <= depth + 1
+            forwards.append(output.target_forwards)
+        assert forwards[1] < forwards[0]
+
+    def test_generation_configs_are_honoured(self, target, draft):
+        config = GenerationConfig(max_new_tokens=9, do_sample=False, pad_token_id=0, repetition_penalty=1.5)
+        plain = target.generate(PROMPT, generation_config=config)
+        assert torch.equal(target.generate(PROMPT, generation_config=config, assistant_model=draft), plain)
+
+    def test_beam_search_ignores_the_draft_as_it_ignores_every_assistant(self, target, draft):
+        plain = target.generate(PROMPT, max_new_tokens=6, num_beams=2, do_sample=False)
+        assert torch.equal(
+            target.generate(PROMPT, max_new_tokens=6, num_beams=2, do_sample=False, assistant_model=draft), plain
+        )
+
+    @pytest.mark.parametrize("texts", ["abc", ["abc", "d", "ef", "ghij"]], ids=["one", "batch"])
+    def test_pipelines(self, target, draft, texts):
+        tokenizer, options = letter_tokenizer(), {"max_new_tokens": 8, "do_sample": False, "batch_size": 3}
+        plain = pipeline("text-generation", target, tokenizer=tokenizer)(texts, **options)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # what a pipeline compares
+            setattr(draft.config, name, getattr(target.config, name))
+        assert (
+            pipeline("text-generation", target, tokenizer=tokenizer, assistant_model=draft)(texts, **options) == plain
+        )
+        eagle_hf.attach(target, draft)
+        try:
+            assert pipeline("text-generation", target, tokenizer=tokenizer)(texts, **options) == plain
+        finally:
+            eagle_hf.detach(target)
+
+    def test_training_mode_and_gradients_are_left_alone(self, target, draft):
+        greedy(target, assistant_model=draft)
+        assert all(parameter.grad is None for parameter in [*target.parameters(), *draft.parameters()])
+        hidden = draft.project_features(torch.randn(1, 3, 96))
+        draft(hidden, torch.randn(1, 3, 32)).logits.sum().backward()
+        assert draft.fc.weight.grad is not None
+
+    def test_state_lives_in_the_call(self, target, draft):
+        before = set(vars(draft)), {name: tensor.clone() for name, tensor in draft.state_dict().items()}
+        greedy(target, assistant_model=draft)
+        assert set(vars(draft)) == before[0]
+        assert all(torch.equal(tensor, before[1][name]) for name, tensor in draft.state_dict().items())
+
+    def test_a_draft_in_eagle1_form(self, target):
+        draft = use_options(random_draft(target, eagle_version=1), num_assistant_tokens=6, draft_width=3)
+        assert torch.equal(greedy(target, assistant_model=draft), greedy(target))
+
+    @pytest.mark.parametrize("kind", ["dynamic", "static", "chain"])
+    def test_every_kind_of_tree(self, target, kind):
+        draft = use_options(random_draft(target, draft_vocab_size=40), draft_tree=kind)
+        draft.set_draft_vocabulary(torch.arange(40) * 2)
+        assert torch.equal(greedy(target, assistant_model=draft), greedy(target))
+
+
+def letter_tokenizer():
+    """One token per letter, byte-level."""
+    vocabulary = {chr(97 + i): i + 3 for i in range(26)} | {"<pad>": 0, "<s>": 1, "</s>": 2}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", padding_side="left")
+
+
+def test_auto_classes_know_us():
+    assert isinstance(transformers.AutoModel.from_config(EagleConfig(
+        vocab_size=96, draft_vocab_size=96, hidden_size=32, intermediate_size=48, num_attention_heads=4
+    )), EagleDraftModel)  # fmt: skip
