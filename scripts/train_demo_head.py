@@ -182,7 +182,9 @@ def main() -> None:
     answers, training = subparsers.add_parser("answers"), subparsers.add_parser("train")
     for subparser in (answers, training):
         subparser.add_argument("--target", required=True, help="folder of the target")
-        subparser.add_argument("--output", type=Path, required=True, help="folder for answers, checkpoints and the head")
+        subparser.add_argument(
+            "--output", type=Path, required=True, help="folder for answers, checkpoints and the head"
+        )
         subparser.add_argument("--seed", type=int, default=0)
         subparser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     answers.add_argument("--data", type=Path, required=True, help="training conversations, as for the target")

@@ -4,7 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eagle_hf import DraftTree, EagleConfig, EagleDraftModel
 
@@ -105,3 +106,12 @@ class ScriptedDrafter:
 def scripted(monkeypatch, make: Callable[[], ScriptedDrafter]) -> None:
     """Let the next calls of `generate` draft with what `make` returns."""
     monkeypatch.setattr("eagle_hf.generation.decoding.Drafter", lambda *args: make())
+
+
+def letter_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per letter, byte-level."""
+    vocabulary = {chr(97 + i): i + 3 for i in range(26)} | {"<pad>": 0, "<s>": 1, "</s>": 2}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", padding_side="left")

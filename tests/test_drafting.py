@@ -105,12 +105,17 @@ def test_ragged_rows_draft_as_if_they_were_alone(golden_target, name, kind):
         longest = max(lengths)
         mask = torch.tensor([[False] * (longest - n) + [True] * n for n in lengths])
         pad = [longest - n for n in lengths]
+
+        def left_padded(rows):  # rows of shape (1, more than needed, size)
+            pads = zip(rows, lengths, pad, strict=True)
+            return torch.cat([torch.nn.functional.pad(row[:, :n], (0, 0, p, 0)) for row, n, p in pads])
+
         drafter.read_prompt(
-            torch.cat([torch.cat([torch.zeros(1, p, width), f[:, :n]], 1) for p, f, n in zip(pad, features, lengths, strict=True)]),
-            torch.cat([torch.cat([torch.zeros(1, p, dtype=torch.long), t[:, :n]], 1) for p, t, n in zip(pad, tokens, lengths, strict=True)]),
+            left_padded(features),
+            left_padded([row[..., None] for row in tokens]).squeeze(-1),
             (mask.long().cumsum(1) - 1).clamp(min=0),
             mask,
-        )  # fmt: skip
+        )
         yield drafter.grow(roots, 100)
         done = list(lengths)
         for counts in steps:

@@ -23,7 +23,11 @@ VARIANTS = {
     "five-features": {"feature_layer_ids": [1, 2, 3, 4, 5]},
     "no-input-norm": {"input_layernorm": False},
     "head-dim": {"head_dim": 32},
-    "yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}},
+    "yarn": {
+        "rope_parameters": {
+            "rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64,
+        }
+    },
 }  # fmt: skip
 
 

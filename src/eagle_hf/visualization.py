@@ -1,25 +1,33 @@
 """
-Seeing the speculation: draft trees as text, and which tokens of a text were drafted. Needs nothing but a terminal.
+Seeing the speculation: draft trees, and which tokens of a text were drafted. Drawn by `rich` (`pip install
+'eagle-hf[viz]'`), which shows colours where there are any and plain text elsewhere.
 """
 
 from collections.abc import Sequence
 
+from rich.text import Text
+from rich.tree import Tree
 from transformers import PreTrainedTokenizerBase
 
 from .tree import DraftTree
 
 
+DRAFTED = "green"  # style of tokens that were drafted and accepted
+
+
 def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
     """
-    The text that each token adds, so that the pieces join to the decoded text. Tokens that end inside a character (of a
-    byte-level tokenizer) add nothing; the token that completes the character adds it.
+    The text that each token adds, so that the pieces join to the decoded text. A token that ends inside a character (of
+    a byte-level tokenizer) adds nothing; the one that completes the character adds it.
     """
     pieces, done = [], ""
     for end in range(1, len(tokens) + 1):
-        text = tokenizer.decode(tokens[:end], clean_up_tokenization_spaces=False)
-        complete = text if end == len(tokens) else text.rstrip("\ufffd")
-        pieces.append(complete[len(done) :] if complete.startswith(done) else "")
-        done = complete if complete.startswith(done) else done
+        text = tokenizer.decode(list(tokens[:end]))
+        if end < len(tokens):
+            text = text.rstrip("\ufffd")
+        grows = text.startswith(done)
+        pieces.append(text[len(done) :] if grows else "")
+        done = text if grows else done
     return pieces
 
 
@@ -37,48 +45,47 @@ def drafted_tokens(acceptance_lengths: Sequence[int]) -> list[bool]:
     return flags
 
 
-def draft_tree_lines(
-    tree: DraftTree,
-    tokenizer: PreTrainedTokenizerBase,
-    accepted: Sequence[int] = (),
-    row: int = 0,
-    style: tuple[str, str] = ("", ""),
-) -> list[str]:
+def draw_text(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], acceptance_lengths: Sequence[int] | None = None
+) -> Text:
     """
-    Draw a draft tree with one line per node: its token, the probability that the draft gave to the path so far, and a
-    check mark where the target took it.
+    Generated text, drafted tokens in colour.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's tokenizer.
+        tokens (`Sequence[int]`): New tokens of one row.
+        acceptance_lengths (`Sequence[int]`, *optional*): Of this row; without them nothing is coloured.
+    """
+    pieces = token_pieces(tokenizer, tokens)
+    flags = [False] * len(tokens) if acceptance_lengths is None else drafted_tokens(acceptance_lengths)
+    text = Text()
+    for piece, drafted in zip(pieces, flags, strict=True):
+        text.append(piece, style=DRAFTED if drafted else None)
+    return text
+
+
+def draw_tree(tree: DraftTree, tokenizer: PreTrainedTokenizerBase, accepted: Sequence[int] = (), row: int = 0) -> Tree:
+    """
+    A draft tree: every node with its token, the probability that the draft gives to the path from the root to it, and a
+    check mark where the target accepted it.
 
     Args:
         tree ([`DraftTree`]): The tree.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's tokenizer.
         accepted (`Sequence[int]`): Accepted nodes, the root first.
         row (`int`, defaults to 0): Which row of the batch.
-        style (`tuple[str, str]`, defaults to `("", "")`): Put before and after the token of an accepted node.
-
-    Returns:
-        `list[str]`
     """
     tokens, parents = tree.tokens[row].tolist(), tree.parents[row].tolist()
     probs = tree.scores[row].exp().tolist()
-    children: dict[int, list[int]] = {}
-    for node, parent in enumerate(parents):
-        children.setdefault(parent, []).append(node)
-
-    def label(node: int) -> str:
-        text = repr(tokenizer.decode([tokens[node]]))
+    branches: list[Tree] = []
+    for node, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
+        label = Text(repr(tokenizer.decode([token])))
         if node == 0:
-            return f"{text} (root)"
-        before, after = style if node in accepted else ("", "")
-        return f"{before}{text}{after} {probs[node]:.0%}{' ✓' if node in accepted else ''}"
-
-    lines = [label(0)]
-
-    def draw(node: int, indent: str) -> None:
-        nodes = children.get(node, [])
-        for child in nodes:
-            is_last = child == nodes[-1]
-            lines.append(f"{indent}{'└─ ' if is_last else '├─ '}{label(child)}")
-            draw(child, indent + ("   " if is_last else "│  "))
-
-    draw(0, "")
-    return lines
+            branches.append(Tree(label.append(" (root)", style="dim")))
+            continue
+        label.append(f" {probs[node]:.0%}", style="dim")
+        if node in accepted:
+            label.stylize(DRAFTED)
+            label.append(" ✓", style=DRAFTED)
+        branches.append(branches[parent].add(label))
+    return branches[0]

@@ -7,9 +7,8 @@ import torch
 import transformers
 from architectures import tiny_target
 from conftest import golden_draft, use_options
-from doubles import random_draft
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedTokenizerFast, T5Config, pipeline
+from doubles import letter_tokenizer, random_draft
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, T5Config, pipeline
 from transformers.generation import GenerationMixin
 
 import eagle_hf
@@ -255,15 +254,6 @@ class TestEverydayCalls:
         draft = use_options(random_draft(target, draft_vocab_size=40), draft_tree=kind)
         draft.set_draft_vocabulary(torch.arange(40) * 2)
         assert torch.equal(greedy(target, assistant_model=draft), greedy(target))
-
-
-def letter_tokenizer():
-    """One token per letter, byte-level."""
-    vocabulary = {chr(97 + i): i + 3 for i in range(26)} | {"<pad>": 0, "<s>": 1, "</s>": 2}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", padding_side="left")
 
 
 def test_auto_classes_know_us():

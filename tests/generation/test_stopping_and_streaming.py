@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 from architectures import tiny_target
+from doubles import letter_tokenizer
 from test_lossless import PROMPT_LENGTHS, an_eos_token, left_padded_prompts, target_of, with_and_without_draft
-from test_seam import letter_tokenizer
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 

@@ -5,8 +5,8 @@ import argparse
 import torch
 from transformers import TextStreamer
 
+from .figures import mean_acceptance_length, speed_line
 from .pair import Pair
-from .render import colored_text, mean_acceptance_length, speed_line, tree_of_best_step, uses_color
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,18 +16,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", required=True, help="EAGLE head: repository id or folder")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="most tokens to generate (default: 256)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
-    parser.add_argument("--top-p", type=float, help="sample from the likeliest tokens of this total probability")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="sample from the likeliest tokens up to this probability"
+    )
     parser.add_argument("--top-k", type=int, default=0, help="sample from this many likeliest tokens (default: 0, all)")
     parser.add_argument("--seed", type=int, default=0, help="seed for sampling (default: 0)")
     parser.add_argument("--raw", action="store_true", help="do not apply the chat template")
     parser.add_argument("--dtype", default="auto", help="dtype of the target, such as bfloat16 (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--compare", action="store_true", help="generate without the draft as well, and compare")
-    parser.add_argument("--show-tree", action="store_true", help="draw the draft tree of the best step")
+    parser.add_argument("--show-tree", action="store_true", help="draw the draft tree that was accepted deepest")
 
 
 def run(args: argparse.Namespace) -> int:
     """Stream the text, then print the figures. With `--compare`, a difference between both texts is a failure."""
+    from rich.console import Console
+
+    from ..visualization import draw_text, draw_tree
+
+    console = Console()
     if args.threads:
         torch.set_num_threads(args.threads)
     pair = Pair.load(args.target, args.draft, dtype=args.dtype)
@@ -35,17 +42,14 @@ def run(args: argparse.Namespace) -> int:
     input_ids = pair.encode(args.prompt, raw=args.raw)
     options = {"max_new_tokens": args.max_new_tokens, "do_sample": args.temperature > 0}
     if args.temperature > 0:
-        options |= {"temperature": args.temperature, "top_k": args.top_k}
-        if args.top_p is not None:
-            options["top_p"] = args.top_p
-    color = uses_color()
+        options |= {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
 
     streamer = TextStreamer(pair.tokenizer, skip_prompt=True, skip_special_tokens=True)
     eagle = pair.run(input_ids, with_draft=True, seed=args.seed, streamer=streamer, **options)
-    for line in tree_of_best_step(pair.tokenizer, eagle, color) if args.show_tree else ():
-        print(line)
+    if args.show_tree and (step := eagle.deepest_step()):
+        console.print(draw_tree(step[0], pair.tokenizer, step[1]))
     if not args.compare:
-        print(
+        console.print(
             f"\n{len(eagle.tokens)} tokens, {eagle.tokens_per_second:.1f} tokens/s, "
             f"{mean_acceptance_length([eagle]):.2f} tokens per verification"
         )
@@ -53,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     plain = pair.run(input_ids, with_draft=False, seed=args.seed, **options)
     eagle = pair.run(input_ids, with_draft=True, seed=args.seed, **options)  # again, now that everything is warm
     equal = plain.tokens == eagle.tokens
-    print(f"\nDrafted tokens in green:\n{colored_text(pair.tokenizer, eagle, color)}" if color else "")
-    print(f"tokens equal to plain generate: {'yes' if equal else 'NO'} ({len(plain.tokens)} tokens)")
-    print(speed_line([plain], [eagle]))
+    if console.is_terminal:
+        console.print("\nThe same, drafted tokens in colour:\n")
+        console.print(draw_text(pair.tokenizer, eagle.tokens, eagle.acceptance_lengths))
+    console.print(f"\ntokens equal to plain generate: {'yes' if equal else 'NO'} ({len(plain.tokens)} tokens)")
+    console.print(speed_line([plain], [eagle]))
     return 0 if equal else 1

@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return COMMANDS[args.command].run(args)
+    except ImportError as error:
+        print(f"eagle-hf {args.command}: {error}. Install it: pip install 'eagle-hf[demo]'", file=sys.stderr)
+        return 1
     except (OSError, ValueError) as error:
         print(f"eagle-hf {args.command}: {error}", file=sys.stderr)
         return 1

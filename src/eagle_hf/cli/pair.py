@@ -10,6 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..generation.output import EagleGenerateOutput
 from ..modeling_eagle import EagleDraftModel
+from ..tree import DraftTree
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ class Run:
         """Tokens that each verification added."""
         lengths = self.output.acceptance_lengths if self.output is not None else None
         return lengths[0] if lengths else []
+
+    def deepest_step(self) -> tuple[DraftTree, list[int]] | None:
+        """The draft tree whose accepted path was longest, and this path; `None` if no trees were returned."""
+        trees = self.output.draft_trees if self.output is not None else None
+        if not trees:
+            return None
+        tree, paths = max(trees, key=lambda step: len(step[1][0]))
+        return tree, paths[0]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
+WORKERS ?= auto
+
+.PHONY: demo test test-oldest bench lint format types ci clean help
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Without an accelerator, PyTorch's CPU build saves gigabytes. It is taken where pip's index offers one; see README.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): virtual environment, PyTorch $(TORCH), eagle_hf with its development tools ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@if command -v nvidia-smi > /dev/null; then $(INSTALL) torch==$(TORCH); \
+	else $(INSTALL) torch==$(TORCH)+cpu 2> /dev/null || $(INSTALL) torch==$(TORCH); fi
+	$(INSTALL) --editable ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.ready ## Run the demo pair with and without its draft, offline
+	$(BIN)/eagle-hf demo
+
+test: $(VENV)/.ready ## Run the tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+test-oldest: ## Run the tests with the oldest supported transformers, in an environment of its own
+	$(MAKE) VENV=.venv-oldest .venv-oldest/.ready
+	.venv-oldest/bin/python -m pip install --quiet "transformers==$$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml).*"
+	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest -n $(WORKERS)
+
+bench: $(VENV)/.ready ## Measure step cost and speedup on this machine
+	$(BIN)/python benchmarks/speed.py
+
+lint: $(VENV)/.ready ## Lint and check the format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.ready ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(VENV)/.ready ## Check the types
+	$(BIN)/mypy
+
+ci: test lint types ## All that CI runs
+
+clean: ## Remove environments and caches
+	rm -rf .venv .venv-oldest .pytest_cache .ruff_cache .mypy_cache .hypothesis

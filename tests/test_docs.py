@@ -1,0 +1,44 @@
+"""Every Python block of the documentation runs; blocks of one page share their names, as a reader's would."""
+
+import re
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eagle_hf import EagleDraftModel
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "hub_cards").glob("*/README.md"))]
+
+# What readers load from the Hub is the demo pair here.
+OFFLINE = {
+    "meta-llama/Llama-3.1-8B-Instruct": "hub_cards/demo-llama-7m",
+    "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B": "hub_cards/EAGLE3-demo-llama-7m",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for folder in ("hub_cards", "tests"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    for cls in (AutoModelForCausalLM, AutoTokenizer, EagleDraftModel):
+        real = cls.from_pretrained
+
+        def from_pretrained(name, *args, real=real, **kwargs):
+            return real(OFFLINE.get(str(name), name), *args, **kwargs)
+
+        monkeypatch.setattr(cls, "from_pretrained", from_pretrained)
+    names: dict[str, object] = {"__name__": "__docs__"}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)  # noqa: S102
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
