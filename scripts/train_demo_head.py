@@ -48,7 +48,7 @@ def write_answers(args: argparse.Namespace) -> None:
     random.Random(args.seed).shuffle(batches)
 
     path = args.output / "answers.jsonl"
-    done = sum(1 for _ in open(path)) if path.exists() else 0
+    done = len(path.read_text().splitlines()) if path.exists() else 0
     start, num_tokens = time.time(), 0
     with open(path, "a") as file:
         for number, batch in enumerate(batches):
@@ -71,7 +71,7 @@ class Answers(Dataset):
     """Token ids of the target's answers to their prompts; only the answers are trained."""
 
     def __init__(self, path: Path):
-        rows = [json.loads(line) for line in open(path)]
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
         self.rows = [row for row in rows if len(row["answer"]) > 8]
 
     def __len__(self) -> int:
@@ -183,7 +183,7 @@ def main() -> None:
     for subparser in (answers, training):
         subparser.add_argument("--target", required=True, help="folder of the target")
         subparser.add_argument(
-            "--output", type=Path, required=True, help="folder for answers, checkpoints and the head"
+            "--output", type=Path, required=True, help="folder for the answers, checkpoints and the head"
         )
         subparser.add_argument("--seed", type=int, default=0)
         subparser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
