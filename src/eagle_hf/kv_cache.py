@@ -72,6 +72,7 @@ class GrowingLayer(DynamicLayer):
     def reset(self) -> None:
         """Forget all states and the buffer."""
         super().reset()
+        self.is_initialized = False  # the next update starts from nothing
         self._buffers = (torch.empty(0), torch.empty(0))
 
 

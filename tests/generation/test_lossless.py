@@ -116,31 +116,37 @@ def test_num_return_sequences(monkeypatch):
     assert torch.equal(*states)
 
 
-@pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": True}], ids=["greedy", "sampled"])
+PROCESSORS = [
+    {"repetition_penalty": 1.3},
+    {"no_repeat_ngram_size": 2},
+    {"min_new_tokens": 12},
+    {"bad_words_ids": [[5], [7, 8]]},
+    {"exponential_decay_length_penalty": (4, 1.2)},
+    {"sequence_bias": {(5,): 3.0, (6, 7): -2.0}},
+    {"guidance_scale": 1.5},
+    {"suppress_tokens": [4, 9]},
+]
+WARPERS = [  # for sampling only
+    {"temperature": 0.7, "top_k": 12, "top_p": 0.8},
+    {"min_p": 0.05, "renormalize_logits": True},
+    {"typical_p": 0.7},
+    {"epsilon_cutoff": 0.01},
+    {"eta_cutoff": 0.02, "remove_invalid_values": True},
+]
+PROCESSED_CALLS = [
+    *({**processors, "do_sample": do_sample} for processors in PROCESSORS for do_sample in (False, True)),
+    *({**warpers, "do_sample": True} for warpers in WARPERS),
+]
+
+
 @pytest.mark.parametrize("lengths", [PROMPT_LENGTHS[:1], PROMPT_LENGTHS], ids=["single", "ragged"])
 @pytest.mark.parametrize(
-    "processors",
-    [
-        {"repetition_penalty": 1.3},
-        {"no_repeat_ngram_size": 2},
-        {"min_new_tokens": 12},
-        {"bad_words_ids": [[5], [7, 8]]},
-        {"temperature": 0.7, "top_k": 12, "top_p": 0.8},
-        {"min_p": 0.05, "renormalize_logits": True},
-        {"typical_p": 0.7},
-        {"epsilon_cutoff": 0.01, "suppress_tokens": [4, 9]},
-        {"exponential_decay_length_penalty": (4, 1.2)},
-        {"sequence_bias": {(5,): 3.0, (6, 7): -2.0}},
-        {"guidance_scale": 1.5},
-    ],
-    ids=lambda processors: next(iter(processors)),
+    "options", PROCESSED_CALLS, ids=lambda options: f"{next(iter(options))}-{options['do_sample']}"
 )
-def test_logits_processors_see_what_they_would_have_seen(monkeypatch, processors, options, lengths):
+def test_logits_processors_see_what_they_would_have_seen(monkeypatch, options, lengths):
     target, inputs = target_of("llama"), left_padded_prompts(lengths)
-    if not options["do_sample"] and not {"temperature", "min_p", "typical_p", "epsilon_cutoff"}.isdisjoint(processors):
-        pytest.skip("sampling only")
     plain, ours, *states = with_and_without_draft(
-        monkeypatch, target, inputs, eos_token_id=an_eos_token(target, inputs, **options), **processors, **options
+        monkeypatch, target, inputs, eos_token_id=an_eos_token(target, inputs, do_sample=False), **options
     )
     assert torch.equal(plain.sequences, ours.sequences)
     assert torch.equal(*states)

@@ -15,7 +15,7 @@ def golden(golden_target):
     expected = json.loads((GOLDEN / "train" / "A_eagle3_ttt.json").read_text())
     ids, mask = tensors["input_ids"].long(), tensors["attention_mask"]
     with torch.no_grad():
-        outputs = golden_target(ids, attention_mask=mask, output_hidden_states=[2, 3, 4])
+        outputs = golden_target(ids, attention_mask=mask, output_hidden_states=True)
     features = torch.cat([outputs.hidden_states[i] for i in (2, 3, 4)], dim=-1)
     return tensors, expected, (features, ids, outputs.logits, tensors["loss_mask"]), mask
 
@@ -50,7 +50,7 @@ def test_unrolled_rows_are_what_drafting_computes(golden_target):
     ids = torch.randint(3, 320, (1, 10), generator=generator)
     embed = golden_target.get_input_embeddings()
     with torch.no_grad():
-        outputs = golden_target(ids, output_hidden_states=[2, 3, 4])
+        outputs = golden_target(ids, output_hidden_states=True)
         features = torch.cat([outputs.hidden_states[i] for i in (2, 3, 4)], dim=-1)
         result = training_time_test_loss(draft, features, ids, outputs.logits, torch.ones_like(ids), embed, num_steps=4)
         for p in (2, 5):
@@ -73,7 +73,7 @@ def test_padding_does_not_matter(golden_target):
     losses = []
     for text, mask in ((ids, None), (padded, (padded != 0).long())):
         with torch.no_grad():
-            outputs = golden_target(text, attention_mask=mask, output_hidden_states=[2, 3, 4])
+            outputs = golden_target(text, attention_mask=mask, output_hidden_states=True)
             features = torch.cat([outputs.hidden_states[i] for i in (2, 3, 4)], dim=-1)
         trained = torch.zeros_like(text)
         trained[:, 2:7] = 1  # the last rows are trained against padding: a quirk of the reference
@@ -105,7 +105,7 @@ def test_every_parameter_learns(golden_target, fields):
     draft = EagleDraftModel(EagleConfig(**settings))
     ids = torch.randint(3, 80, (2, 12))
     with torch.no_grad():
-        outputs = golden_target(ids, output_hidden_states=[2, 3, 4])
+        outputs = golden_target(ids, output_hidden_states=True)
         features = torch.cat([outputs.hidden_states[i] for i in (2, 3, 4)], dim=-1)
     result = training_time_test_loss(
         draft, features, ids, outputs.logits, torch.ones_like(ids), golden_target.get_input_embeddings(), num_steps=3

@@ -2,7 +2,6 @@
 
 from transformers import Cache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import (
-    DummyLayer,
     DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -13,11 +12,14 @@ from transformers.utils import logging
 from ..draft_options import DraftOptions
 from ..kv_cache import GrowingLayer
 from ..modeling_eagle import EagleDraftModel
+from ..versions import STATELESS_LAYERS
 
 
 logger = logging.get_logger(__name__)
 
-SUPPORTED_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, GrowingLayer, DummyLayer)
+SUPPORTED_LAYERS = (
+    DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, GrowingLayer, *STATELESS_LAYERS,
+)  # fmt: skip
 
 
 def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config: GenerationConfig) -> None:

@@ -9,6 +9,7 @@ from transformers import Cache, GenerationConfig, PreTrainedModel
 
 from ..kv_cache import align_columns, keep_nodes
 from ..tree import DraftTree
+from ..versions import hidden_states_argument
 from .forward import forward_chain, forward_tree
 from .masks import TreeMasks
 
@@ -56,6 +57,7 @@ class Target:
         self.is_tree = is_tree
         self.cache: Cache = model_kwargs["past_key_values"]
         self.num_forwards = 0
+        self._capture = hidden_states_argument(feature_layer_ids)
         self.lengths: list[int] = []  # committed columns of the cache, per row
         self._hidden_states: tuple[torch.Tensor, ...] = ()  # only those that the draft reads
         self._recorded: list[tuple[Any, bool]] = []
@@ -72,8 +74,7 @@ class Target:
         Returns:
             `torch.Tensor` of shape `(batch_size, 1, vocab_size)`: Logits after the last prompt token.
         """
-        # A list of layers keeps `transformers` from holding the hidden states of all others.
-        kwargs = {**self.model_kwargs, "output_hidden_states": self.feature_layer_ids}
+        kwargs = {**self.model_kwargs, "output_hidden_states": self._capture}
         outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
         self._hidden_states = outputs.hidden_states
@@ -122,7 +123,7 @@ class Target:
         Returns:
             `torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`: Logits after every node.
         """
-        kwargs = {"output_hidden_states": self.feature_layer_ids}
+        kwargs = {"output_hidden_states": self._capture}
         if self.is_tree:
             outputs = forward_tree(
                 self.model, tree, self._root_position, self.lengths, self.cache, self._masks, **kwargs

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..modeling_eagle import EagleDraftModel
+from ..versions import hidden_states_argument
 from .training_time_test import training_time_test_loss
 
 
@@ -57,7 +58,7 @@ class EagleTrainer(Trainer):
             outputs = self.target(
                 inputs["input_ids"],
                 attention_mask=inputs.get("attention_mask"),
-                output_hidden_states=self._feature_layer_ids,
+                output_hidden_states=hidden_states_argument(self._feature_layer_ids),
                 use_cache=False,
             )
             features = torch.cat([outputs.hidden_states[i] for i in self._feature_layer_ids], dim=-1)

@@ -1,0 +1,21 @@
+"""What differs between the supported versions of `transformers`. Nothing else here asks for a version."""
+
+import transformers
+from packaging.version import Version
+from transformers import cache_utils
+
+
+TRANSFORMERS = Version(transformers.__version__)
+
+# Stands for layers without keys and values of their own; appeared in 5.23.
+STATELESS_LAYERS: tuple[type, ...] = (cache_utils.DummyLayer,) if Version("5.23") <= TRANSFORMERS else ()
+
+
+def hidden_states_argument(ids: list[int]) -> list[int] | bool:
+    """
+    What to pass as `output_hidden_states` to get these entries of a target's `hidden_states`.
+
+    From 5.23 on, a list of indices gets these entries and leaves the others `None`, which keeps them from being held in
+    memory. Before, the same list meant outputs of layers, which are entries one further on: all of them are asked for.
+    """
+    return ids if Version("5.23") <= TRANSFORMERS else True
