@@ -42,7 +42,7 @@ def write_answers(args: argparse.Namespace) -> None:
         tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
         for prompt in prompts
     ]
-    encoded = [ids for ids in tokenizer(texts, add_special_tokens=False).input_ids if len(ids) <= MAX_LENGTH // 2]
+    encoded = [ids for ids in tokenizer(texts, add_special_tokens=False).input_ids if len(ids) <= args.max_length // 2]
     encoded.sort(key=len)  # little padding
     batches = [encoded[i : i + args.batch_size] for i in range(0, len(encoded), args.batch_size)]
     random.Random(args.seed).shuffle(batches)
@@ -56,7 +56,7 @@ def write_answers(args: argparse.Namespace) -> None:
                 continue
             inputs = tokenizer.pad({"input_ids": batch}, return_tensors="pt").to(args.device)
             length = inputs["input_ids"].shape[1]
-            output = target.generate(**inputs, max_new_tokens=MAX_LENGTH - length, do_sample=False)
+            output = target.generate(**inputs, max_new_tokens=args.max_length - length, do_sample=False)
             for prompt_ids, row in zip(batch, output[:, length:].tolist(), strict=True):
                 answer = row[: row.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in row else row
                 num_tokens += len(answer)
@@ -190,6 +190,7 @@ def main() -> None:
     answers.add_argument("--data", type=Path, required=True, help="training conversations, as for the target")
     answers.add_argument("--num_prompts", type=int, default=16000)
     answers.add_argument("--batch_size", type=int, default=128)
+    answers.add_argument("--max_length", type=int, default=MAX_LENGTH, help="most tokens of prompt and answer")
     training.add_argument("--epochs", type=float, default=3)
     training.add_argument("--max_steps", type=int, help="fewer steps than the recipe's, for trials")
     args = parser.parse_args()

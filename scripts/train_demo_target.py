@@ -62,7 +62,7 @@ class Stage:
 
 STAGES = {
     "stage1": Stage(256, 8192, 5000, 2e-3, "constant_with_warmup", 200),
-    "stage2": Stage(512, 8192, 2000, 2e-3, "linear", 20),
+    "stage2": Stage(512, 8192, 1500, 2e-3, "linear", 20),
 }
 
 
@@ -119,6 +119,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the trained model")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--max_steps", type=int, help="fewer steps than the recipe's, for trials")
+    parser.add_argument("--batch_size", type=int, help="blocks per step, instead of the recipe's tokens per step")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="compile the model")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -149,7 +151,7 @@ def main() -> None:
     print(f"{model.num_parameters() / 1e6:.2f}M parameters")
 
     output = args.output / args.stage
-    batch_size = stage.tokens_per_step // stage.block_size
+    batch_size = args.batch_size or stage.tokens_per_step // stage.block_size
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -163,7 +165,7 @@ def main() -> None:
             adam_beta2=0.95,
             max_grad_norm=1.0,
             bf16=True,
-            torch_compile=True,
+            torch_compile=args.compile,
             use_cpu=not on_gpu,
             logging_steps=50,
             save_steps=500,
