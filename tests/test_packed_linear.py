@@ -30,6 +30,8 @@ def inputs():
 
 @torch.no_grad()
 def check(layer, inputs):
+    layer.both.pack()
+    torch.testing.assert_close(layer.both(inputs, packed=True), layer.separately(inputs))
     torch.testing.assert_close(layer.both(inputs), layer.separately(inputs))
 
 
@@ -53,16 +55,14 @@ def test_follows_training_casting_and_loading(layer, inputs):
 
 
 def test_gradients_flow_to_every_layer(layer, inputs):
-    with torch.no_grad():
-        layer.both(inputs)
+    layer.both.pack()
     layer.both(inputs).sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
 def test_packing_costs_no_memory_and_keeps_the_parameters(layer, inputs):
     names = set(layer.state_dict())
-    with torch.no_grad():
-        layer.both(inputs)
+    layer.both.pack()
     assert set(layer.state_dict()) == names
     assert layer.a.weight.untyped_storage().data_ptr() == layer.b.weight.untyped_storage().data_ptr()
     assert layer.a.weight.untyped_storage().nbytes() == 4 * 8 * 4
@@ -70,7 +70,8 @@ def test_packing_costs_no_memory_and_keeps_the_parameters(layer, inputs):
 
 def test_packing_in_inference_mode_leaves_trainable_parameters(layer, inputs):
     with torch.inference_mode():
-        layer.both(inputs)
+        layer.both.pack()
+        layer.both(inputs, packed=True)
     layer.separately(inputs).sum().backward()
     assert layer.a.weight.grad is not None
 

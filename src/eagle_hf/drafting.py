@@ -43,6 +43,7 @@ class Drafter:
         embed_tokens: Callable[[torch.Tensor], torch.Tensor],
         lm_head: Callable[[torch.Tensor], torch.Tensor],
     ):
+        draft.pack_projections()
         self.draft = draft
         self.options = options
         self.embed_tokens = embed_tokens if draft.embed_tokens is None else draft.embed_tokens
@@ -185,7 +186,9 @@ class Drafter:
             `torch.Tensor` of shape `(batch_size, num_rows, hidden_size)`
         """
         self.num_forwards += 1
-        return self.draft.step(hidden, self.embed_tokens(tokens).to(hidden.dtype), rotary, mask, self._cache)
+        return self.draft.step(
+            hidden, self.embed_tokens(tokens).to(hidden.dtype), rotary, mask, self._cache, packed=True
+        )
 
     def top_children(self, hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """

@@ -62,16 +62,18 @@ class EagleAttention(nn.Module):
             self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
             self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.has_qk_norm = config.qk_norm
-        self._qkv = PackedLinear(self, "q_proj", "k_proj", "v_proj")
+        self.qkv = PackedLinear(self, "q_proj", "k_proj", "v_proj")
 
-    def project(self, inputs: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(
+        self, inputs: torch.Tensor, rotary: Rotary, packed: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Rotated queries and keys, and values, for every row of `inputs` of shape `(batch_size, seq_len, input_size)`.
 
         Returns:
             Three tensors of shape `(batch_size, heads, seq_len, head_dim)`, keys and values with `num_key_value_heads`.
         """
-        qkv = self._qkv(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # all heads in one dimension
+        qkv = self.qkv(inputs, packed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # all heads in one dimension
         num_rotated = self.num_heads + self.num_key_value_heads
         qk, value = qkv[:, :num_rotated], qkv[:, num_rotated:]
         if self.has_qk_norm:
@@ -86,9 +88,10 @@ class EagleAttention(nn.Module):
         rotary: Rotary,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
+        packed: bool = False,
     ) -> torch.Tensor:
         """Attention output of shape `(batch_size, seq_len, hidden_size)`; the mask as in [`EagleDraftModel.step`]."""
-        query, key, value = self.project(inputs, rotary)
+        query, key, value = self.project(inputs, rotary, packed)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         # Without a mask, attention is causal; a single row sees everything, which needs no mask at all.
@@ -108,11 +111,11 @@ class EagleMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.act_fn = ACT2FN[config.hidden_act]
-        self._gate_up = PackedLinear(self, "gate_proj", "up_proj")
+        self.gate_up = PackedLinear(self, "gate_proj", "up_proj")
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, packed: bool = False) -> torch.Tensor:
         """Hidden states in and out, of shape `(..., hidden_size)`."""
-        gate, up = self._gate_up(hidden_states).chunk(2, dim=-1)
+        gate, up = self.gate_up(hidden_states, packed).chunk(2, dim=-1)
         return self.down_proj(self.act_fn(gate) * up)
 
 
@@ -154,11 +157,12 @@ class EagleDecoderLayer(nn.Module):
         rotary: Rotary,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
+        packed: bool = False,
     ) -> torch.Tensor:
         """Output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
         inputs, residual = self.attention_inputs(hidden_states, inputs_embeds)
-        hidden_states = residual + self.self_attn(inputs, rotary, attention_mask, past_key_values)
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        hidden_states = residual + self.self_attn(inputs, rotary, attention_mask, past_key_values, packed)
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), packed)
 
 
 class EagleDraftModel(PreTrainedModel):
@@ -419,6 +423,7 @@ class EagleDraftModel(PreTrainedModel):
         rotary: Rotary,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
+        packed: bool = False,
     ) -> torch.Tensor:
         """
         `forward` without its defaults and without logits, for the drafting loop.
@@ -429,6 +434,8 @@ class EagleDraftModel(PreTrainedModel):
                 From the method `rotary`; `seq_len` may be 1 where all rows stand at the same position.
             attention_mask (`torch.BoolTensor` of shape `(batch_size, 1, seq_len, past_len + seq_len)`, *optional*):
                 What each row sees. `None` is causal, and allowed for a single row or an empty cache only.
+            packed (`bool`, *optional*, defaults to `False`):
+                Whether to compute projections of the same input at once, without gradients; after `pack_projections`.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`: `last_hidden_state`.
@@ -436,8 +443,14 @@ class EagleDraftModel(PreTrainedModel):
         if self.config.eagle_version == 1:
             hidden_states = self.fc(torch.cat([inputs_embeds, hidden_states], dim=-1))
         for layer in self.layers:
-            hidden_states = layer(hidden_states, inputs_embeds, rotary, attention_mask, past_key_values)
+            hidden_states = layer(hidden_states, inputs_embeds, rotary, attention_mask, past_key_values, packed)
         return self.norm(hidden_states) if self.config.norm_output else hidden_states
+
+    def pack_projections(self) -> None:
+        """Let `step(..., packed=True)` compute projections of the same input at once; again whenever weights moved."""
+        for layer in cast(list[EagleDecoderLayer], self.layers):
+            layer.self_attn.qkv.pack()
+            layer.mlp.gate_up.pack()
 
     def compute_logits(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """
