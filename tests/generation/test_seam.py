@@ -239,6 +239,13 @@ class TestEverydayCalls:
         draft(hidden, torch.randn(1, 3, 32)).logits.sum().backward()
         assert draft.fc.weight.grad is not None
 
+    def test_in_inference_mode(self, target, draft):
+        with torch.inference_mode():
+            inside = greedy(target, assistant_model=draft)
+        assert torch.equal(inside, greedy(target))
+        hidden = draft.project_features(torch.randn(1, 3, 96))
+        draft(hidden, torch.randn(1, 3, 32)).logits.sum().backward()  # weights can still be trained
+
     def test_state_lives_in_the_call(self, target, draft):
         before = set(vars(draft)), {name: tensor.clone() for name, tensor in draft.state_dict().items()}
         greedy(target, assistant_model=draft)

@@ -167,6 +167,13 @@ def test_an_exception_of_a_streamer_leaves_model_and_cache_clean(name):
         )
     assert target.config._attn_implementation == implementation
     assert not any(getattr(layer, "record_past", False) for layer in cache.layers)
+    # The cache holds what was committed before the exception, and nothing of the tree that was being walked.
+    length = cache.get_seq_length()
+    reference = DynamicCache(config=target.config)
+    text = target.generate(ids, max_new_tokens=20, do_sample=False)
+    target(text[:, :length], past_key_values=reference, use_cache=True)
+    for layer, expected in zip(cache.layers, reference.layers, strict=True):
+        torch.testing.assert_close(layer.keys, expected.keys, atol=1e-4, rtol=1e-4)
     plain = target.generate(ids, max_new_tokens=10, do_sample=False)
     assert torch.equal(target.generate(ids, max_new_tokens=10, do_sample=False, assistant_model=draft), plain)
 

@@ -182,7 +182,7 @@ class NodeSelector(Selector):
     def _process(self, logits: torch.Tensor) -> torch.Tensor:
         if not self.processors and self.noise is None and not self.records.is_wanted:
             return logits  # only their order matters
-        scores = logits.flatten(0, 1).to(copy=True, dtype=torch.float32)
+        scores = logits.flatten(0, 1).to(copy=bool(self.processors), dtype=torch.float32)
         # Prefix-free processors get no prefix: one that reads it fails instead of seeing a wrong one.
         return self.processors(None, scores).view(logits.shape)
 

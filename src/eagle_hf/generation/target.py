@@ -59,6 +59,7 @@ class Target:
         self.num_forwards = 0
         self._capture = hidden_states_argument(feature_layer_ids)
         self.lengths: list[int] = []  # committed columns of the cache, per row
+        self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
         self._hidden_states: tuple[torch.Tensor, ...] = ()  # only those that the draft reads
         self._recorded: list[tuple[Any, bool]] = []
 
@@ -124,6 +125,7 @@ class Target:
             `torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`: Logits after every node.
         """
         kwargs = {"output_hidden_states": self._capture}
+        self._num_nodes = tree.num_nodes
         if self.is_tree:
             outputs = forward_tree(
                 self.model, tree, self._root_position, self.lengths, self.cache, self._masks, **kwargs
@@ -136,7 +138,6 @@ class Target:
             outputs = forward_chain(self.model, tree, self._root_position, mask, self.cache, **kwargs)
         self.num_forwards += 1
         self._hidden_states = outputs.hidden_states
-        self._num_nodes = tree.num_nodes
         return outputs.logits
 
     def keep(self, paths: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -150,16 +151,20 @@ class Target:
             `torch.Tensor` of shape `(batch_size, longest, num_features * hidden_size)`: Features of the accepted nodes;
             rows with shorter paths are filled with those of the root.
         """
-        if self.is_tree:
-            self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
-        else:  # a chain, all rows by the same number of nodes
-            self.cache.crop(len(paths[0]) - self._num_nodes)
-            self.lengths = [length + len(paths[0]) for length in self.lengths]
+        self._keep(paths)
         longest = max(map(len, paths))
         device = self._root_position.device
         index = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=device)
         self._root_position = self._root_position + torch.tensor([[len(path)] for path in paths], device=device)
         return self._features(index)
+
+    def _keep(self, paths: Sequence[Sequence[int]]) -> None:
+        if self.is_tree:
+            self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
+        else:  # a chain, all rows by the same number of nodes
+            self.cache.crop(len(paths[0]) - self._num_nodes)
+            self.lengths = [length + len(paths[0]) for length in self.lengths]
+        self._num_nodes = 0
 
     def _features(self, index: torch.Tensor | None = None) -> torch.Tensor:
         """The captured hidden states, concatenated; only columns `index` of shape `(batch_size, k)` where given."""
@@ -191,6 +196,8 @@ class Target:
 
     def release(self) -> None:
         """Hand the cache back as plain `generate` leaves it."""
+        if self._num_nodes:  # an exception came between verification and acceptance
+            self._keep([()] * len(self.lengths))
         if self.is_tree and self.lengths:
             align_columns(self.cache, self.lengths)
         for layer, recorded in self._recorded:
