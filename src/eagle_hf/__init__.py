@@ -6,6 +6,7 @@ Importing this package makes `generate(assistant_model=draft)` understand EAGLE 
 
 from transformers import AutoConfig, AutoModel
 
+from . import versions  # noqa: F401 (first: it says which transformers is needed before anything else fails)
 from .configuration_eagle import EagleConfig
 from .draft_options import DraftOptions
 from .generation.output import EagleGenerateOutput

@@ -5,7 +5,14 @@ from packaging.version import Version
 from transformers import cache_utils
 
 
+OLDEST = "5.17"
 TRANSFORMERS = Version(transformers.__version__)
+
+if Version(OLDEST) > TRANSFORMERS:
+    raise ImportError(
+        f"eagle_hf needs transformers >= {OLDEST}, and {transformers.__version__} is installed: its caches and its "
+        f"decoding loop differ. `pip install 'transformers>={OLDEST},<6'` brings a version that works."
+    )
 
 # Stands for layers without keys and values of their own; appeared in 5.23.
 STATELESS_LAYERS: tuple[type, ...] = (cache_utils.DummyLayer,) if Version("5.23") <= TRANSFORMERS else ()
