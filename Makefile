@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest bench lint format types ci clean help
+.PHONY: demo test test-oldest bench profile sweep lint format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ test-oldest: ## Run the tests with the oldest supported transformers, in an envi
 
 bench: $(VENV)/.ready ## Measure step cost and speedup on this machine
 	$(BIN)/python benchmarks/speed.py
+
+profile: $(VENV)/.ready ## Print time and operators of the parts of a step
+	$(BIN)/python benchmarks/profile_step.py
+
+sweep: $(VENV)/.ready ## Print the speedup of several draft trees on the demo pair
+	$(BIN)/python benchmarks/tree_sweep.py
 
 lint: $(VENV)/.ready ## Lint and check the format
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 import eagle_hf
@@ -47,12 +47,32 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": round(median, 3), "first_quartile": round(low, 3), "third_quartile": round(high, 3)}
 
 
-def step_cost(repeats: int, new_tokens: int = 192) -> dict[str, Any]:
-    """(a)"""
+def golden_pair() -> tuple[Any, EagleDraftModel, torch.Tensor]:
+    """Target and head of the golden vectors, and a prompt of shape `(1, length)`."""
     target = AutoModelForCausalLM.from_pretrained(GOLDEN / "targets" / "A").eval()
     draft = EagleDraftModel.from_pretrained(GOLDEN / "drafts" / "A_eagle3")
     case = json.loads((GOLDEN / "cases" / "A_eagle3_t60_d7_k10_p0.json").read_text())
-    ids = torch.tensor(case["prompt"]).view(1, -1)
+    return target, draft, torch.tensor(case["prompt"]).view(1, -1)
+
+
+def demo_pair() -> tuple[Any, EagleDraftModel, PreTrainedTokenizerBase]:
+    """Target, head and tokenizer of the demo."""
+    folder = ROOT / "hub_cards"
+    target = AutoModelForCausalLM.from_pretrained(folder / "demo-llama-7m").eval()
+    draft = EagleDraftModel.from_pretrained(folder / "EAGLE3-demo-llama-7m")
+    return target, draft, AutoTokenizer.from_pretrained(folder / "demo-llama-7m")
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
+    """Token ids of a user's turn, of shape `(1, length)`."""
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+
+
+def step_cost(repeats: int, new_tokens: int = 192) -> dict[str, Any]:
+    """(a)"""
+    target, draft, ids = golden_pair()
     options = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None}
     ratios: dict[str, list[float]] = {name: [] for name in TREES}
     plain_times = []
@@ -75,24 +95,37 @@ def step_cost(repeats: int, new_tokens: int = 192) -> dict[str, Any]:
     }
 
 
-def speedup(prompts: list[str], repeats: int, new_tokens: int, **sampling: Any) -> dict[str, Any]:
+def acceptance(lengths: list[int]) -> dict[str, Any]:
+    """Tokens per verification, and in how many verifications at least `d` drafted tokens were accepted."""
+    steps = len(lengths)
+    return {
+        "mean_acceptance_length": round(sum(lengths) / steps, 3),
+        "accepted_at_depth": [
+            round(sum(length > depth for length in lengths) / steps, 3) for depth in range(1, max(lengths))
+        ],
+    }
+
+
+def cpu_name() -> str:
+    """What the machine calls its processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def speedup(prompts: list[dict[str, str]], repeats: int, new_tokens: int, **sampling: Any) -> dict[str, Any]:
     """(b) and (c)"""
-    folder = ROOT / "hub_cards"
-    target = AutoModelForCausalLM.from_pretrained(folder / "demo-llama-7m").eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder / "demo-llama-7m")
-    draft = EagleDraftModel.from_pretrained(folder / "EAGLE3-demo-llama-7m")
+    target, draft, tokenizer = demo_pair()
     options = {"max_new_tokens": new_tokens, **sampling}
-    encoded = []
-    for prompt in prompts:
-        messages = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        encoded.append(tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids)
+    encoded = [encode(tokenizer, prompt["prompt"]) for prompt in prompts]
     for assistant in (None, draft):
         timed(target, encoded[0], assistant, **options)
-    speedups, rates, lengths, equal = [], [], [], True
+    speedups, rates, equal = [], [], True
+    lengths: dict[str, list[int]] = {prompt["domain"]: [] for prompt in prompts}
     for repeat in range(repeats):
         totals, tokens = [0.0, 0.0], 0
-        for number, ids in enumerate(encoded):
+        for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
             plain_seconds, plain = timed(target, ids, seed=number, **options)
             eagle_seconds, eagle = timed(target, ids, draft, seed=number, **options)
             equal &= torch.equal(plain.sequences, eagle.sequences)
@@ -100,7 +133,7 @@ def speedup(prompts: list[str], repeats: int, new_tokens: int, **sampling: Any) 
             totals[1] += eagle_seconds
             tokens += plain.sequences.shape[1] - ids.shape[1]
             if repeat == 0:
-                lengths += eagle.acceptance_lengths[0]
+                lengths[prompt["domain"]] += eagle.acceptance_lengths[0]
         speedups.append(totals[0] / totals[1])
         rates.append((tokens / totals[0], tokens / totals[1]))
     if not equal:
@@ -112,7 +145,8 @@ def speedup(prompts: list[str], repeats: int, new_tokens: int, **sampling: Any) 
         "speedup": spread(speedups),
         "plain_tokens_per_second": spread([rate[0] for rate in rates]),
         "eagle_tokens_per_second": spread([rate[1] for rate in rates]),
-        "mean_acceptance_length": round(sum(lengths) / len(lengths), 3),
+        **acceptance(sum(lengths.values(), [])),
+        "domains": {domain: acceptance(values) for domain, values in lengths.items()},
     }
 
 
@@ -135,11 +169,11 @@ def main() -> None:
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        "hardware": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {args.threads} threads",
+        "hardware": f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {args.threads} threads",
         "dtype": "float32",
         "step_cost": step_cost(args.repeats),
     }
-    prompts = [json.loads(line)["prompt"] for line in args.prompts.read_text().splitlines()]
+    prompts = [json.loads(line) for line in args.prompts.read_text().splitlines()]
     result["demo_greedy"] = speedup(prompts, args.repeats, args.new_tokens, do_sample=False)
     result["demo_sampled"] = speedup(prompts, args.repeats, args.new_tokens, do_sample=True, temperature=1.0, top_k=0)
     text = json.dumps(result, indent=2)

@@ -28,7 +28,7 @@ from eagle_hf.training import EagleTrainer, EagleTrainingArguments, most_frequen
 
 
 DRAFT_VOCAB_SIZE = 4096
-MAX_LENGTH = 512
+MAX_LENGTH = 384
 
 
 def write_answers(args: argparse.Namespace) -> None:
@@ -161,6 +161,8 @@ def train(args: argparse.Namespace) -> None:
             weight_decay=0.0,
             adam_beta2=0.95,
             max_grad_norm=0.5,
+            bf16=True,
+            num_unrolls=args.num_unrolls,
             logging_steps=50,
             save_steps=500,
             save_total_limit=2,
@@ -188,10 +190,11 @@ def main() -> None:
         subparser.add_argument("--seed", type=int, default=0)
         subparser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     answers.add_argument("--data", type=Path, required=True, help="training conversations, as for the target")
-    answers.add_argument("--num_prompts", type=int, default=16000)
+    answers.add_argument("--num_prompts", type=int, default=7000)
     answers.add_argument("--batch_size", type=int, default=128)
     answers.add_argument("--max_length", type=int, default=MAX_LENGTH, help="most tokens of prompt and answer")
-    training.add_argument("--epochs", type=float, default=3)
+    training.add_argument("--epochs", type=float, default=2)
+    training.add_argument("--num_unrolls", type=int, default=5, help="the demo drafts five tokens deep")
     training.add_argument("--max_steps", type=int, help="fewer steps than the recipe's, for trials")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)

@@ -61,8 +61,8 @@ class Stage:
 
 
 STAGES = {
-    "stage1": Stage(256, 8192, 5000, 2e-3, "constant_with_warmup", 200),
-    "stage2": Stage(512, 8192, 1500, 2e-3, "linear", 20),
+    "stage1": Stage(256, 8192, 4500, 2e-3, "constant_with_warmup", 200),
+    "stage2": Stage(512, 8192, 1200, 2e-3, "linear", 20),
 }
 
 
