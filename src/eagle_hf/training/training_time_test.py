@@ -88,7 +88,13 @@ def training_time_test_loss(
         in_draft = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         in_draft[draft_ids] = True
         is_draftable = in_draft[logits.argmax(-1)]  # (batch_size, seq_len + num_steps - 1)
-        probs = (logits if len(draft_ids) == logits.shape[-1] else logits[..., draft_ids]).softmax(-1)
+        learned = masks[:, : is_draftable.shape[1]] & is_draftable
+        # Only rows that are learned are ever needed: with long prompts and padding, most are not.
+        draft_logits = logits[learned] if len(draft_ids) == logits.shape[-1] else logits[learned][:, draft_ids]
+        probs = draft_logits.softmax(-1)  # (num_learned, draft_vocab_size)
+        best = probs.argmax(-1)
+        row_of = torch.full_like(learned, -1, dtype=torch.long)
+        row_of[learned] = torch.arange(len(probs), device=probs.device)  # where a position stands in `probs`
 
     hidden_states = draft.project_features(features)
     # What no row may see in the rows of unroll 0: those after it, and padding (but for itself, or it would see
@@ -114,13 +120,13 @@ def training_time_test_loss(
             hidden_states = draft.norm(hidden_states)
         outputs.append(hidden_states)
 
-        log_probs = draft.compute_logits(hidden_states).float().log_softmax(-1)
-        trained = masks[:, window]
-        learned = trained & is_draftable[:, window]
-        losses.append(-(learned * (probs[:, window] * log_probs).sum(-1)).mean())
+        learned_here = learned[:, window]  # (batch_size, seq_len)
+        rows = row_of[:, window][learned_here]  # (num_learned_here,)
+        log_probs = draft.compute_logits(hidden_states[learned_here]).float().log_softmax(-1)
+        losses.append(-(probs[rows] * log_probs).sum() / learned_here.numel())
         with torch.no_grad():
-            hits = (log_probs.argmax(-1) == probs[:, window].argmax(-1)) & learned
-            accuracies.append(hits.sum() / (trained.sum() + 1e-6))
+            hits = (log_probs.argmax(-1) == best[rows]).sum()
+            accuracies.append(hits / (masks[:, window].sum() + 1e-6))
 
     step_losses = torch.stack(losses)
     weights = step_decay ** torch.arange(num_steps, device=step_losses.device)
