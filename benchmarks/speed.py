@@ -123,18 +123,24 @@ def speedup(prompts: list[dict[str, str]], repeats: int, new_tokens: int, **samp
         timed(target, encoded[0], assistant, **options)
     speedups, rates, equal = [], [], True
     lengths: dict[str, list[int]] = {prompt["domain"]: [] for prompt in prompts}
+    domain_speedups: dict[str, list[float]] = {domain: [] for domain in lengths}
     for repeat in range(repeats):
         totals, tokens = [0.0, 0.0], 0
+        domain_totals = {domain: [0.0, 0.0] for domain in lengths}
         for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
             plain_seconds, plain = timed(target, ids, seed=number, **options)
             eagle_seconds, eagle = timed(target, ids, draft, seed=number, **options)
             equal &= torch.equal(plain.sequences, eagle.sequences)
             totals[0] += plain_seconds
             totals[1] += eagle_seconds
+            for i, seconds in enumerate((plain_seconds, eagle_seconds)):
+                domain_totals[prompt["domain"]][i] += seconds
             tokens += plain.sequences.shape[1] - ids.shape[1]
             if repeat == 0:
                 lengths[prompt["domain"]] += eagle.acceptance_lengths[0]
         speedups.append(totals[0] / totals[1])
+        for domain, (plain_total, eagle_total) in domain_totals.items():
+            domain_speedups[domain].append(plain_total / eagle_total)
         rates.append((tokens / totals[0], tokens / totals[1]))
     if not equal:
         raise SystemExit("tokens differ from plain generate: no speedup is reported")
@@ -146,7 +152,9 @@ def speedup(prompts: list[dict[str, str]], repeats: int, new_tokens: int, **samp
         "plain_tokens_per_second": spread([rate[0] for rate in rates]),
         "eagle_tokens_per_second": spread([rate[1] for rate in rates]),
         **acceptance(sum(lengths.values(), [])),
-        "domains": {domain: acceptance(values) for domain, values in lengths.items()},
+        "domains": {
+            domain: {"speedup": spread(domain_speedups[domain])} | acceptance(lengths[domain]) for domain in lengths
+        },
     }
 
 

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from eagle_hf import DraftOptions
 
 
-TREES = ((3, 3, 1), (4, 4, 2), (6, 4, 2), (8, 4, 3), (8, 5, 3), (10, 6, 3), (12, 6, 3), (16, 6, 4), (24, 7, 4))
+TREES = ((4, 4, 1), (6, 5, 2), (8, 5, 3), (12, 6, 3), (16, 6, 4), (20, 7, 4), (24, 8, 4), (32, 8, 5), (40, 8, 6))
 
 
 def main() -> None:

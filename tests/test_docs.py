@@ -1,5 +1,6 @@
 """Every Python block of the documentation runs; blocks of one page share their names, as a reader's would."""
 
+import json
 import re
 from pathlib import Path
 
@@ -42,3 +43,16 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md", "hub_cards/EAGLE3-demo-llama-7m/README.md"])
+def test_measured_figures_are_those_of_the_recorded_run(page):
+    text = (ROOT / page).read_text()
+    result = json.loads((ROOT / "benchmarks" / "results" / "cpu_2_threads.json").read_text())
+    for run in ("demo_greedy", "demo_sampled"):
+        speedup = result[run]["speedup"]
+        assert f"| {speedup['median']:.2f} [{speedup['first_quartile']:.2f}, {speedup['third_quartile']:.2f}] |" in text
+        assert f"| {result[run]['mean_acceptance_length']:.2f} |" in text
+    if page == "docs/performance.md":
+        for cost in result["step_cost"]["step_in_plain_tokens"].values():
+            assert f"| {cost['median']:.2f} [{cost['first_quartile']:.2f}, {cost['third_quartile']:.2f}] |" in text

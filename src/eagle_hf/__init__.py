@@ -1,5 +1,5 @@
 """
-EAGLE speculative decoding inside Hugging Face `generate`: the same tokens, several times faster.
+EAGLE speculative decoding inside Hugging Face `generate`: the same tokens from fewer forwards of the target.
 
 Importing this package makes `generate(assistant_model=draft)` understand EAGLE drafts.
 """

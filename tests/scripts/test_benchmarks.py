@@ -1,0 +1,52 @@
+"""The benchmarks run and say what they promise, in small."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(name, *arguments):
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_speed_reports_ratios_of_equal_tokens_only(tmp_path):
+    prompts = (ROOT / "benchmarks" / "held_out_prompts.jsonl").read_text().splitlines()[::9]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(prompts))
+    run(
+        "speed",
+        "--repeats",
+        2,
+        "--new-tokens",
+        8,
+        "--prompts",
+        tmp_path / "prompts.jsonl",
+        "--json",
+        tmp_path / "r.json",
+    )
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert len(result["step_cost"]["step_in_plain_tokens"]) == 2
+    for run_name in ("demo_greedy", "demo_sampled"):
+        assert result[run_name]["tokens_equal"] is True
+        assert result[run_name]["new_tokens"] <= 8 * len(prompts)
+        assert result[run_name]["mean_acceptance_length"] >= 1
+
+
+def test_profile_names_every_part_of_a_step():
+    printed = run("profile_step", "--repeats", 1)
+    for part in ("draft", "verify", "walk", "cache", "learn", "step"):
+        assert printed.count(f"\n{part}") == 2
+
+
+def test_sweep_prints_a_line_per_tree(tmp_path):
+    prompts = (ROOT / "benchmarks" / "held_out_prompts.jsonl").read_text().splitlines()[:2]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(prompts))
+    printed = run("tree_sweep", "--repeats", 1, "--new-tokens", 4, "--prompts", tmp_path / "prompts.jsonl")
+    assert len(printed.splitlines()) == 10
