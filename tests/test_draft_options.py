@@ -31,6 +31,8 @@ def test_fields_that_are_not_set_keep_their_defaults():
         ({"num_assistant_tokens": 0}, "`num_assistant_tokens` must be a positive integer, got 0"),
         ({"draft_depth": 2.5}, "`draft_depth` must be a positive integer, got 2.5"),
         ({"draft_width": True}, "`draft_width` must be a positive integer"),
+        ({"draft_threshold": 1.0}, "`draft_threshold` must be a number from 0 to below 1, got 1.0"),
+        ({"draft_threshold": -0.1}, "`draft_threshold` must be a number"),
         ({"draft_tree_paths": [[0], [1, 0]]}, r"\[1, 0\] without its parent \[1\]"),
         ({"draft_tree_paths": []}, "non-empty lists"),
         ({"draft_tree_paths": [[-1]]}, "non-empty lists"),

@@ -46,6 +46,34 @@ def test_early_stop_happens_on_a_confident_draft(golden_target):
     assert drafter.num_forwards < 8
 
 
+@pytest.mark.parametrize("threshold", [0.001, 0.02, 0.1, 0.5])
+def test_a_threshold_leaves_out_exactly_the_less_probable_nodes(golden_target, golden_case, threshold):
+    options = vars(golden_case.options)
+    draft = golden_draft(golden_case.draft)
+    whole = make_drafter(draft, golden_target, **options)
+    full = whole.grow(read(whole, golden_case), 100)
+    pruning = make_drafter(draft, golden_target, **(options | {"draft_threshold": threshold}))
+    pruned = pruning.grow(read(pruning, golden_case), 100)
+    likely = int((full.scores[0].exp() >= threshold).sum())
+    if likely == 1:
+        assert pruned.num_nodes == 1  # the root alone: a plain step
+    else:
+        nodes = zip(full.tokens[0].tolist(), full.depths[0].tolist(), full.scores[0].tolist(), strict=True)
+        expected = [node[:2] for node in nodes if node[2] >= torch.tensor(threshold).log()]
+        assert list(zip(pruned.tokens[0].tolist(), pruned.depths[0].tolist(), strict=True)) == expected
+    assert pruning.num_forwards <= whole.num_forwards
+
+
+def test_a_threshold_keeps_broken_heads_visible(golden_target):
+    draft = golden_draft("A_eagle3")
+    draft.lm_head.weight.data.fill_(torch.nan)
+    drafter = make_drafter(draft, golden_target, draft_threshold=0.1, draft_depth=3, draft_width=2)
+    drafter.read_prompt(torch.randn(1, 5, 192), torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
+    tree = drafter.grow(torch.tensor([3]), 100)
+    assert tree.num_nodes == 2
+    assert tree.scores[0, 1] == -torch.inf
+
+
 @pytest.mark.parametrize("width", [1, 3, 10])
 def test_tied_scores_never_orphan_a_child(golden_target, width):
     """All logits equal: every level ties. Half-precision scores of the reference tie as well, and orphan children."""

@@ -32,6 +32,10 @@ class DraftOptions:
         draft_depth (`int`, defaults to 8): Most drafted tokens on a path (the authors' `depth + 1`).
         draft_width (`int`, defaults to 10):
             Children per expanded node, and nodes expanded per level (the authors' `top_k`). `"dynamic"` only.
+        draft_threshold (`float`, defaults to 0.0):
+            Nodes below this probability (that of their whole path, as the draft sees it) are left out, so that little
+            is drafted where the text is unpredictable. Must be less than 1. Not used by `"static"`. Above 0 it costs a
+            synchronisation per level on a GPU.
         draft_tree_paths (`Sequence[Sequence[int]]`, *optional*):
             `"static"` only: every node as the ranks of the children that lead to it, `[0, 2]` being the third child of
             the first. Defaults to the 25 nodes of EAGLE-1.
@@ -46,6 +50,7 @@ class DraftOptions:
     num_assistant_tokens: int = 59
     draft_depth: int = 8
     draft_width: int = 10
+    draft_threshold: float = 0.0
     draft_tree_paths: Sequence[Sequence[int]] | None = None
     output_draft_trees: bool = False
 
@@ -56,6 +61,8 @@ class DraftOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        if not isinstance(self.draft_threshold, (int, float)) or not 0 <= self.draft_threshold < 1:
+            raise ValueError(f"`draft_threshold` must be a number from 0 to below 1, got {self.draft_threshold!r}.")
         if self.draft_tree_paths is not None:
             self._validate_paths({tuple(path) for path in self.draft_tree_paths})
 

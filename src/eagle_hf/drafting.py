@@ -160,7 +160,13 @@ class Drafter:
             width = 1 if self.options.draft_tree == "chain" else self.options.draft_width
             depth = min(max_depth, self.options.draft_depth)
             tree = grow_dynamic_tree(
-                self, roots, self._last_hidden, width, depth, num_nodes=1 + self.options.num_assistant_tokens
+                self,
+                roots,
+                self._last_hidden,
+                width,
+                depth,
+                num_nodes=1 + self.options.num_assistant_tokens,
+                threshold=self.options.draft_threshold,
             )
         self._cache.cut(max(self._lengths))
         return tree

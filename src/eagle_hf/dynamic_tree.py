@@ -15,6 +15,7 @@ The tree keeps the candidates with the highest scores. A child is never likelier
 number; so taking the likeliest first, and the lower number among equals, never takes a child without its parent.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
 
 
 def grow_dynamic_tree(
-    drafter: "Drafter", roots: torch.Tensor, hidden: torch.Tensor, width: int, depth: int, num_nodes: int
+    drafter: "Drafter",
+    roots: torch.Tensor,
+    hidden: torch.Tensor,
+    width: int,
+    depth: int,
+    num_nodes: int,
+    threshold: float = 0.0,
 ) -> DraftTree:
     """
     Args:
@@ -37,6 +44,7 @@ def grow_dynamic_tree(
         width (`int`): Children per expanded node, and nodes expanded per level.
         depth (`int`): Levels below the root.
         num_nodes (`int`): Nodes to keep, the root included.
+        threshold (`float`, defaults to 0.0): Nodes below this probability are left out where all rows can do so.
 
     Returns:
         [`DraftTree`] with `num_nodes` nodes, or fewer where there are not as many candidates.
@@ -44,6 +52,9 @@ def grow_dynamic_tree(
     batch_size, device = len(roots), roots.device
     scores, draft_ids = (x.flatten(1) for x in drafter.top_children(hidden, width))  # (batch_size, width)
     width = scores.shape[1]  # less than asked for if the draft vocabulary is tiny
+    least_score = math.log(threshold) if threshold > 0 else None
+    if _is_unlikely(scores, least_score):
+        return DraftTree.root_only(roots)
     all_scores, all_draft_ids = [torch.zeros_like(scores[:, :1]), scores], [draft_ids]
     beams = torch.arange(1, width + 1, device=device).expand(batch_size, -1)  # candidate numbers of the level's beams
     all_beams = [beams]
@@ -63,7 +74,7 @@ def grow_dynamic_tree(
         if level == depth:
             break
         scores, best = largest(child_scores, width)
-        if _is_complete(all_scores, scores, num_nodes):
+        if _is_complete(all_scores, scores, num_nodes) or _is_unlikely(scores, least_score):
             break
         all_beams.append(best + (1 + width + (level - 2) * width**2))
         hidden, visible = take(hidden, best // width), take(visible, best // width)
@@ -71,7 +82,11 @@ def grow_dynamic_tree(
 
     # A broken head must not break the order: NaN counts as impossible. Every descendant of NaN is NaN as well.
     flat_scores = torch.cat(all_scores, dim=1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-    chosen = largest(flat_scores, min(num_nodes, flat_scores.shape[1]))[1].sort(dim=1).values  # (batch_size, num_nodes)
+    num_nodes = min(num_nodes, flat_scores.shape[1])
+    if least_score is not None:  # one child stays in any case: it shows whether the head is broken
+        num_likely = int((flat_scores >= least_score).sum(dim=1).max())
+        num_nodes = min(num_nodes, max(num_likely, 2))
+    chosen = largest(flat_scores, num_nodes)[1].sort(dim=1).values  # (batch_size, num_nodes)
     expanded = torch.cat(all_beams[: len(all_scores) - 2], dim=1) if len(all_scores) > 2 else beams[:, :0]
     parent_of = torch.cat(
         [torch.zeros_like(chosen[:, :1]).expand(-1, 1 + width), expanded.repeat_interleave(width, 1)], 1
@@ -99,6 +114,11 @@ def _is_complete(all_scores: list[torch.Tensor], beam_scores: torch.Tensor, num_
         return False
     last_scores = torch.cat(all_scores, dim=1).topk(num_nodes, dim=1).values[:, -1]  # (batch_size,)
     return bool((beam_scores[:, 0] <= last_scores).all())
+
+
+def _is_unlikely(beam_scores: torch.Tensor, least_score: float | None) -> bool:
+    """Whether no beam of any row is likely enough, so that none of its descendants is either. NaN is not unlikely."""
+    return least_score is not None and bool((beam_scores < least_score).all())
 
 
 def largest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

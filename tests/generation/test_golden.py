@@ -156,3 +156,22 @@ def test_sampled_generation_replays_the_references(golden_target, monkeypatch, n
     assert new_tokens[: len(expected["tokens"])] == expected["tokens"]
     assert [n - 1 for n in output.acceptance_lengths[0]] == expected["accept_lengths"]
     assert output.draft_trees[0][0].tokens[0].tolist() == expected["first_tree"]["draft_tokens"]
+
+
+@pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("threshold", [0.3, 0.9])
+def test_a_threshold_changes_the_work_and_not_the_text(golden_target, threshold, do_sample):
+    draft = golden_draft("A_eagle3")
+    prompt = torch.tensor([[17, 204, 51, 130, 9], [0, 0, 33, 8, 250]])
+    options = {"attention_mask": (prompt > 0).long(), "max_new_tokens": 40, "do_sample": do_sample, "pad_token_id": 0}
+    outputs, forwards = [], []
+    for assistant, least in ((None, 0.0), (draft, 0.0), (draft, threshold)):
+        use_options(draft, draft_threshold=least)
+        torch.manual_seed(3)
+        output = golden_target.generate(prompt, assistant_model=assistant, return_dict_in_generate=True, **options)
+        outputs.append((output.sequences, torch.get_rng_state()))
+        forwards.append(getattr(output, "draft_forwards", 0))
+    for sequences, state in outputs[1:]:
+        assert torch.equal(sequences, outputs[0][0])
+        assert torch.equal(state, outputs[0][1])
+    assert forwards[2] < forwards[1]
