@@ -7,7 +7,7 @@ A head learns what its target writes, so the answers of the training conversatio
     python scripts/train_demo_head.py train --target hub_cards/demo-llama-7m --output runs/head
 
 Both go on where they were interrupted when they are started again. On two AMD EPYC cores with bfloat16 instructions
-the answers took 18 minutes and the training 36. On a GPU they were not timed.
+the answers took 18 minutes and the training 39. On a GPU they were not timed.
 glibc returns large blocks to the system and faults them in again, which costs more than half of the time on a CPU (3.2
 against 1.4 s for a batch of 16 texts of 384 tokens); these variables keep it from doing so:
 
@@ -117,7 +117,7 @@ class RightPadding:
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon for the matrices inside the head, AdamW for all else: half the steps of AdamW alone, in a trial of 70."""
+    """Muon for the matrices inside the head, AdamW for all else: after 70 steps its accuracy was 0.40, with AdamW 0.34."""
 
     def __init__(self, head: EagleDraftModel):
         named = [(name, p) for name, p in head.named_parameters() if p.requires_grad]

@@ -123,8 +123,9 @@ class Moves:
     Columns that are not where they belong, for all layers of a cache. Index tensors of shape `(num_moves,)`.
 
     Args:
-        rows, sources, destinations (`torch.LongTensor`): Column `sources[i]` of row `rows[i]` goes to
-        `destinations[i]`. first (`int`): The first destination.
+        rows, sources, destinations (`torch.LongTensor`):
+            Column `sources[i]` of row `rows[i]` goes to `destinations[i]`.
+        first (`int`): The first destination.
     """
 
     rows: torch.Tensor

@@ -143,12 +143,16 @@ class TestAuthorsLayout:
         assert EagleDraftModel.from_pretrained(head, dtype=torch.float32).dtype == torch.float32
 
 
+def check_refusal(kind, folder, *messages):
+    with pytest.raises(kind) as error:
+        load(folder)
+    for message in messages:
+        assert message in str(error.value)
+
+
 class TestWrongTensors:
     def check(self, folder, *messages):
-        with pytest.raises(ValueError) as error:  # noqa: PT011 - every message is checked below
-            load(folder)
-        for message in messages:
-            assert message in str(error.value)
+        check_refusal(ValueError, folder, *messages)
 
     def test_missing(self, head):
         edit(head, midlayer__mlp__up_proj__weight=None, norm__weight=None)
@@ -230,10 +234,7 @@ class TestWrongTensors:
 
 class TestDamagedFiles:
     def check(self, folder, *messages):
-        with pytest.raises(OSError) as error:  # noqa: PT011 - every message is checked below
-            load(folder)
-        for message in messages:
-            assert message in str(error.value)
+        check_refusal(OSError, folder, *messages)
 
     def test_no_configuration(self, head):
         (head / "config.json").unlink()
