@@ -117,7 +117,7 @@ class RightPadding:
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon for the matrices inside the head, AdamW for all else: after 70 steps its accuracy was 0.40, with AdamW 0.34."""
+    """Muon for the matrices inside the head, AdamW for all else: accuracy 0.40 after 70 steps, AdamW alone 0.34."""
 
     def __init__(self, head: EagleDraftModel):
         named = [(name, p) for name, p in head.named_parameters() if p.requires_grad]

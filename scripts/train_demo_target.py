@@ -14,7 +14,7 @@ model still learns to write answers as long as the second block size:
 A stage that was interrupted goes on from its newest checkpoint when it is started again. `--size large` trains the
 24-layer, 256-wide model with the wide mix instead, which is meant for a GPU.
 
-On two AMD EPYC cores with bfloat16 instructions stage 1 took about 2 h 24 min and stage 2 43 min, with other work beside
+On two AMD EPYC cores with bfloat16 instructions stage 1 took about 2 h 24 min, stage 2 43 min, with other work beside
 them and with glibc told to keep its memory (see train_demo_head.py). On a GPU it was not timed.
 """
 
