@@ -26,10 +26,10 @@ import torch
 from torch.utils.data import Dataset
 from train_demo_target import SIZES, read_conversations
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
-from eagle_hf import DraftOptions, EagleConfig, EagleDraftModel
-from eagle_hf.training import EagleTrainer, EagleTrainingArguments, most_frequent_tokens
+from eagle_hf import DraftOptions, EagleDraftModel
+from eagle_hf.training import EagleTrainer, EagleTrainingArguments, coverage, most_frequent_tokens, new_head
+from eagle_hf.training.durable_checkpoints import complete_checkpoints
 
 
 DRAFT_VOCAB_SIZE = 4096
@@ -64,7 +64,8 @@ def write_answers(args: argparse.Namespace) -> None:
                 continue
             inputs = tokenizer.pad({"input_ids": batch}, return_tensors="pt").to(args.device)
             length = inputs["input_ids"].shape[1]
-            sampling = {"do_sample": True, "top_k": 0} if number % 2 else {"do_sample": False}
+            sampled = number % 2 and not args.greedy
+            sampling = {"do_sample": True, "top_k": 0} if sampled else {"do_sample": False}
             torch.manual_seed(args.seed + number)
             output = target.generate(**inputs, max_new_tokens=args.max_length - length, **sampling)
             for prompt_ids, row in zip(batch, output[:, length:].tolist(), strict=True):
@@ -116,64 +117,16 @@ class RightPadding:
         }
 
 
-class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon for the matrices inside the head, AdamW for all else: accuracy 0.40 after 70 steps, AdamW alone 0.34."""
-
-    def __init__(self, head: EagleDraftModel):
-        named = [(name, p) for name, p in head.named_parameters() if p.requires_grad]
-        matrices = [p for name, p in named if p.dim() == 2 and not name.startswith("lm_head")]
-        others = [p for name, p in named if p.dim() != 2 or name.startswith("lm_head")]
-        self.parts = [
-            torch.optim.Muon(matrices, lr=2e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=6e-3, betas=(0.9, 0.95), weight_decay=0.0),
-        ]
-        super().__init__([p for _, p in named], {})
-        self.param_groups = [group for part in self.parts for group in part.param_groups]  # for the scheduler
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for part in self.parts:
-            part.step(closure)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
-
-
-def new_head(target: Any, target_name: str, counts: Counter) -> EagleDraftModel:
-    """A head with one layer of the target's kind."""
-    config = target.config
-    head = EagleDraftModel(
-        EagleConfig(
-            vocab_size=config.vocab_size,
-            draft_vocab_size=DRAFT_VOCAB_SIZE,
-            hidden_size=config.hidden_size,
-            intermediate_size=768,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.rms_norm_eps,
-            max_position_embeddings=config.max_position_embeddings,
-            feature_layer_ids=[2, config.num_hidden_layers // 2, config.num_hidden_layers - 3],
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
-            base_model_name_or_path=target_name,
-        )
-    )
+def make_head(target: Any, args: argparse.Namespace, counts: Counter) -> EagleDraftModel:
+    """The head to train: a new one, or one that is trained already."""
     vocabulary = most_frequent_tokens(counts, DRAFT_VOCAB_SIZE)
-    head.set_draft_vocabulary(vocabulary)
-    # The target's own output rows are a better start than noise.
-    head.lm_head.weight.data.copy_(target.get_output_embeddings().weight.data[vocabulary])
-    coverage = sum(counts[int(token)] for token in vocabulary) / counts.total()
-    print(f"draft vocabulary of {DRAFT_VOCAB_SIZE} tokens covers {coverage:.2%} of the answers")
+    if args.head is not None:
+        head = EagleDraftModel.from_pretrained(args.head)
+        vocabulary = head.draft_to_target_ids
+    else:
+        head = new_head(target, vocabulary, intermediate_size=768)
+    head.config.base_model_name_or_path = Path(args.target).name
+    print(f"draft vocabulary of {len(vocabulary)} tokens covers {coverage(counts, vocabulary):.2%} of the answers")
     return head
 
 
@@ -183,7 +136,7 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     target = AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32)
     dataset = Answers(args.output / "answers.jsonl")
-    head = new_head(target, Path(args.target).name, dataset.counts())
+    head = make_head(target, args, dataset.counts())
     print(f"{len(dataset)} answers, head of {head.num_parameters() / 1e6:.2f}M parameters")
     checkpoints = args.output / "checkpoints"
     trainer = EagleTrainer(
@@ -195,6 +148,9 @@ def train(args: argparse.Namespace) -> None:
             max_steps=args.max_steps or -1,
             per_device_train_batch_size=16,
             train_sampling_strategy="group_by_length",
+            learning_rate=6e-3,
+            muon_learning_rate=2e-2,
+            adam_beta2=0.95,
             lr_scheduler_type="cosine",
             warmup_steps=30,
             max_grad_norm=0.5,
@@ -209,9 +165,8 @@ def train(args: argparse.Namespace) -> None:
         ),
         train_dataset=dataset,
         data_collator=RightPadding(tokenizer),
-        optimizers=(MuonAndAdamW(head), None),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+    trainer.train(resume_from_checkpoint=bool(complete_checkpoints(checkpoints)))
     # Sixteen rows with the root: a matrix product over 17 takes a quarter longer here.
     options = DraftOptions(num_assistant_tokens=15, draft_depth=6, draft_width=4, draft_threshold=0.01)
     head.generation_config = options.to_generation_config()
@@ -231,8 +186,10 @@ def main() -> None:
         subparser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     answers.add_argument("--data", type=Path, required=True, help="training conversations, as for the target")
     answers.add_argument("--num_prompts", type=int, default=7000)
+    answers.add_argument("--greedy", action="store_true", help="no sampled answers: for the target's own stage 3")
     answers.add_argument("--batch_size", type=int, default=128)
     answers.add_argument("--max_length", type=int, default=MAX_LENGTH, help="most tokens of prompt and answer")
+    training.add_argument("--head", help="train this head further instead of a new one")
     training.add_argument("--epochs", type=float, default=3)
     training.add_argument("--num_unrolls", type=int, default=5, help="the demo drafts five tokens deep")
     training.add_argument("--max_steps", type=int, help="fewer steps than the recipe's, for trials")

@@ -1,15 +1,21 @@
-"""Train the target of the demo pair: a deep and thin Llama that writes short code, arithmetic and chat answers.
+r"""Train the target of the demo pair: a deep and thin Llama that writes short code, arithmetic and chat answers.
 
 The data is JSON lines, plain or `.xz`, of conversations:
 
     {"source": "gsm8k_train", "finished": true,
      "messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
-Training runs in two stages, so that most tokens are seen in short blocks (attention is what costs on a CPU) and the
-model still learns to write answers as long as the second block size:
+Training runs in three stages. Most tokens are seen in short blocks (attention is what costs on a CPU), then the model
+learns to write answers as long as the second block size. Last it learns its own greedy answers, without those that do
+not end or repeat themselves: a chat model is sure of most of its tokens, while one that only saw the data is as unsure
+as the data is diverse, and writes nonsense when it is sampled:
 
-    python scripts/train_demo_target.py stage1 --data train.jsonl.xz --tokenizer TOKENIZER --output runs/target
-    python scripts/train_demo_target.py stage2 --data train.jsonl.xz --tokenizer TOKENIZER --output runs/target
+    COMMON="--tokenizer TOKENIZER --output runs/target"
+    python scripts/train_demo_target.py stage1 --data train.jsonl.xz $COMMON
+    python scripts/train_demo_target.py stage2 --data train.jsonl.xz $COMMON
+    python scripts/train_demo_head.py answers --greedy --data train.jsonl.xz --target runs/target/stage2 \
+        --output runs/own
+    python scripts/train_demo_target.py stage3 --data runs/own/answers.jsonl $COMMON
 
 A stage that was interrupted goes on from its newest checkpoint when it is started again. `--size large` trains the
 24-layer, 256-wide model with the wide mix instead, which is meant for a GPU.
@@ -66,7 +72,9 @@ class Stage:
 STAGES = {
     "stage1": Stage(256, 8192, 4500, 2e-3, "constant_with_warmup", 200),
     "stage2": Stage(512, 8192, 1200, 2e-3, "linear", 20),
+    "stage3": Stage(512, 8192, 400, 5e-4, "linear", 20),
 }
+MAX_REPETITION = 0.5  # of the 4-grams of an answer of stage 3
 
 
 def read_conversations(path: Path, size: Size) -> list[list[dict[str, str]]]:
@@ -84,12 +92,23 @@ def read_conversations(path: Path, size: Size) -> list[list[dict[str, str]]]:
     return conversations
 
 
-class PackedConversations(Dataset):
-    """Whole conversations packed into blocks of `block_size` tokens, best fit first; longer ones are cut at the end."""
+def read_answers(path: Path, eos_token_id: int) -> list[list[int]]:
+    """Read the answers that `train_demo_head.py answers --greedy` wrote: the finished ones that hardly repeat."""
+    texts = []
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        answer = row["answer"]
+        grams = list(zip(*(answer[start:] for start in range(4)), strict=False))
+        if answer[-1] == eos_token_id and len(grams) - len(set(grams)) <= MAX_REPETITION * len(grams):
+            texts.append(row["prompt"] + answer)
+    return texts
 
-    def __init__(self, conversations: list[list[dict[str, str]]], tokenizer, block_size: int, seed: int):
-        texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in conversations]
-        token_ids = [ids[:block_size] for ids in tokenizer(texts, add_special_tokens=False).input_ids]
+
+class PackedTexts(Dataset):
+    """Whole texts packed into blocks of `block_size` tokens, best fit first; longer ones are cut at the end."""
+
+    def __init__(self, texts: list[list[int]], pad_token_id: int, block_size: int, seed: int):
+        token_ids = [ids[:block_size] for ids in texts]
         random.Random(seed).shuffle(token_ids)
         token_ids.sort(key=len, reverse=True)  # stable: equal lengths stay shuffled
         blocks_by_room: list[list[list[int]]] = [[] for _ in range(block_size + 1)]
@@ -103,7 +122,7 @@ class PackedConversations(Dataset):
         self.labels = torch.full((len(blocks), block_size), -100)  # (num_blocks, block_size)
         for row, block in zip(self.labels, blocks, strict=True):
             row[: len(block)] = torch.tensor(block)
-        self.input_ids = self.labels.masked_fill(self.labels == -100, tokenizer.pad_token_id)
+        self.input_ids = self.labels.masked_fill(self.labels == -100, pad_token_id)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -116,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
-        "--data", type=Path, required=True, help="training conversations, JSON lines (.jsonl or .jsonl.xz)"
+        "--data", type=Path, required=True, help="conversations (.jsonl or .jsonl.xz); for stage 3 answers.jsonl"
     )
     parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer, with its chat template")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the trained model")
@@ -131,7 +150,13 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    dataset = PackedConversations(read_conversations(args.data, size), tokenizer, stage.block_size, args.seed)
+    if args.stage == "stage3":
+        texts = read_answers(args.data, tokenizer.eos_token_id)
+    else:
+        conversations = read_conversations(args.data, size)
+        rendered = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in conversations]
+        texts = tokenizer(rendered, add_special_tokens=False).input_ids
+    dataset = PackedTexts(texts, tokenizer.pad_token_id, stage.block_size, args.seed)
     print(f"{len(dataset)} blocks of {stage.block_size}, {dataset.num_tokens / 1e6:.1f}M tokens an epoch")
 
     if args.stage == "stage1":
@@ -150,7 +175,8 @@ def main() -> None:
         )
         model = LlamaForCausalLM(config)
     else:
-        model = LlamaForCausalLM.from_pretrained(args.output / "stage1", dtype=torch.float32)
+        before = {"stage2": "stage1", "stage3": "stage2"}[args.stage]
+        model = LlamaForCausalLM.from_pretrained(args.output / before, dtype=torch.float32)
     print(f"{model.num_parameters() / 1e6:.2f}M parameters")
 
     output = args.output / args.stage

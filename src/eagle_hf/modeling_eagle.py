@@ -1,6 +1,7 @@
 """The draft head: features of the target and tokens in, next features and draft logits out."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,6 +23,9 @@ from .packed_linear import PackedLinear
 # Cosines, and sines whose first half is negated, of shape (batch_size, 1, seq_len, head_dim) each: then rotating x is
 # x * cos + roll(x, head_dim // 2) * signed_sin.
 Rotary = tuple[torch.Tensor, torch.Tensor]
+# Attention of one layer, given its index, queries, keys and values of shape (batch_size, heads, seq_len, head_dim);
+# returns (batch_size, num_attention_heads, seq_len, head_dim).
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -89,9 +93,12 @@ class EagleAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
         packed: bool = False,
+        attend: Attend | None = None,
     ) -> torch.Tensor:
-        """Attention output of shape `(batch_size, seq_len, hidden_size)`; the mask as in [`EagleDraftModel.step`]."""
+        """Attention output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
         query, key, value = self.project(inputs, rotary, packed)
+        if attend is not None:
+            return self.o_proj(attend(self.layer_idx, query, key, value).transpose(1, 2).flatten(2))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         # Without a mask, attention is causal; a single row sees everything, which needs no mask at all.
@@ -158,10 +165,11 @@ class EagleDecoderLayer(nn.Module):
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
         packed: bool = False,
+        attend: Attend | None = None,
     ) -> torch.Tensor:
         """Output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
         inputs, residual = self.attention_inputs(hidden_states, inputs_embeds)
-        hidden_states = residual + self.self_attn(inputs, rotary, attention_mask, past_key_values, packed)
+        hidden_states = residual + self.self_attn(inputs, rotary, attention_mask, past_key_values, packed, attend)
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), packed)
 
 
@@ -208,6 +216,7 @@ class EagleDraftModel(PreTrainedModel):
     main_input_name = "hidden_states"
     _no_split_modules = ["EagleDecoderLayer"]
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
     d2t: torch.Tensor
 
@@ -237,6 +246,7 @@ class EagleDraftModel(PreTrainedModel):
             # Offsets, as every published head stores them: target id = draft id + d2t[draft id].
             self.register_buffer("d2t", torch.zeros(cast(int, config.draft_vocab_size), dtype=torch.long))
         self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.gradient_checkpointing = False  # of the unrolls of training
         self.generation_config = DraftOptions().to_generation_config()
         # Unless the user chose them when loading, `generate` brings the head to its target's device and dtype.
         self.has_explicit_device = self.has_explicit_dtype = False
@@ -370,13 +380,14 @@ class EagleDraftModel(PreTrainedModel):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        inputs_embeds: torch.Tensor,
+        hidden_states: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
-    ) -> EagleDraftOutput:
+        objective: Callable[["EagleDraftModel"], Any] | None = None,
+    ) -> Any:
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`):
@@ -391,10 +402,17 @@ class EagleDraftModel(PreTrainedModel):
                 Rotary positions. Default to those after the rows in the cache.
             past_key_values ([`~transformers.Cache`], *optional*): Keys and values of earlier rows; grows by `seq_len`.
             use_cache (`bool`, *optional*): Whether to make a cache where none is given.
+            objective (`Callable`, *optional*):
+                For training: called with the head, and its result is returned; all else is ignored. DDP and FSDP need
+                whatever uses parameters to happen inside `forward`, and an objective unrolls the head many times.
 
         Returns:
             [`EagleDraftOutput`]
         """
+        if objective is not None:
+            return objective(self)
+        if hidden_states is None or inputs_embeds is None:
+            raise ValueError("`hidden_states` and `inputs_embeds` are needed: a feature and the token that follows it.")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         seq_len = hidden_states.shape[1]
@@ -424,6 +442,7 @@ class EagleDraftModel(PreTrainedModel):
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
         packed: bool = False,
+        attend: Attend | None = None,
     ) -> torch.Tensor:
         """
         `forward` without its defaults and without logits, for the drafting loop.
@@ -436,6 +455,8 @@ class EagleDraftModel(PreTrainedModel):
                 What each row sees. `None` is causal, and allowed for a single row or an empty cache only.
             packed (`bool`, *optional*, defaults to `False`):
                 Whether to compute projections of the same input at once, without gradients; after `pack_projections`.
+            attend (`Callable`, *optional*):
+                Computes the attention of every layer in place of mask and cache. Training unrolls the head with it.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`: `last_hidden_state`.
@@ -443,7 +464,7 @@ class EagleDraftModel(PreTrainedModel):
         if self.config.eagle_version == 1:
             hidden_states = self.fc(torch.cat([inputs_embeds, hidden_states], dim=-1))
         for layer in self.layers:
-            hidden_states = layer(hidden_states, inputs_embeds, rotary, attention_mask, past_key_values, packed)
+            hidden_states = layer(hidden_states, inputs_embeds, rotary, attention_mask, past_key_values, packed, attend)
         return self.norm(hidden_states) if self.config.norm_output else hidden_states
 
     def pack_projections(self) -> None:

@@ -1,14 +1,33 @@
 """Training a head with `transformers` alone."""
 
-from .trainer import EagleTrainer, EagleTrainingArguments
-from .training_time_test import TrainingTimeTestOutput, training_time_test_loss
-from .vocabulary import most_frequent_tokens
+from .arguments import EagleTrainingArguments
+from .feature_regression import feature_regression_loss
+from .feature_store import FeatureStore, pad_features, write_features
+from .frozen_target import FrozenTarget
+from .losses import LOSSES
+from .muon import MuonAndAdamW
+from .new_head import new_head
+from .objective import ObjectiveOutput, simulated_acceptance_length
+from .trainer import EagleTrainer
+from .training_time_test import training_time_test_loss
+from .vocabulary import coverage, cut_vocabulary, most_frequent_tokens
 
 
 __all__ = [
+    "LOSSES",
     "EagleTrainer",
     "EagleTrainingArguments",
-    "TrainingTimeTestOutput",
+    "FeatureStore",
+    "FrozenTarget",
+    "MuonAndAdamW",
+    "ObjectiveOutput",
+    "coverage",
+    "cut_vocabulary",
+    "feature_regression_loss",
     "most_frequent_tokens",
+    "new_head",
+    "pad_features",
+    "simulated_acceptance_length",
     "training_time_test_loss",
+    "write_features",
 ]

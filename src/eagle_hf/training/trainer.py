@@ -1,86 +1,248 @@
 """Training a head with [`~transformers.Trainer`]."""
 
-from dataclasses import dataclass, field
+import os
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
+from ..configuration_eagle import EagleConfig
+from ..generation.pairing import check_pair, feature_layer_ids
 from ..modeling_eagle import EagleDraftModel
-from ..versions import hidden_states_argument
+from . import durable_checkpoints
+from .arguments import EagleTrainingArguments
+from .feature_regression import feature_regression_loss
+from .frozen_target import FrozenTarget, TargetSignal
+from .losses import LOSSES
+from .muon import MuonAndAdamW
+from .objective import Figures, ObjectiveOutput
 from .training_time_test import training_time_test_loss
 
 
-@dataclass
-class EagleTrainingArguments(TrainingArguments):
-    """
-    [`~transformers.TrainingArguments`] and what EAGLE adds.
+logger = logging.get_logger(__name__)
 
-    Args:
-        num_unrolls (`int`, *optional*, defaults to 7): Steps of the training-time test.
-        unroll_decay (`float`, *optional*, defaults to 0.8): Weight of unroll `i` is `unroll_decay ** i`.
-    """
-
-    num_unrolls: int = field(default=7, metadata={"help": "Steps of the training-time test."})
-    unroll_decay: float = field(default=0.8, metadata={"help": "Weight of unroll i is unroll_decay ** i."})
+# Fields of a head's configuration that say nothing of its weights.
+_NAMES_IN_CONFIG = {"base_model_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"}
 
 
 class EagleTrainer(Trainer):
     """
-    Trains an EAGLE-3 head against a frozen target in the same process.
+    Trains a head against a frozen target in the same process: EAGLE-3 heads by training-time test, EAGLE-1 heads by
+    regression of features.
+
+    Logs and evaluation report the accuracy of every unroll, from how many positions a greedy chain is accepted to every
+    depth, and the acceptance length that follows. Checkpoints are complete or absent, whenever the process ends.
 
     Args:
-        model ([`EagleDraftModel`]): The head.
+        model ([`EagleDraftModel`]): The head. Its embedding, and in EAGLE-1 its `lm_head`, are copies of the target's
+            and stay as they are.
         target ([`~transformers.PreTrainedModel`]): The target. It is never changed.
         args ([`EagleTrainingArguments`]): Training arguments.
-        kwargs: Further arguments of [`~transformers.Trainer`]. Samples of the dataset hold `input_ids`, `loss_mask`
-            (1 where the text is trained) and, where there is padding, `attention_mask`, all of shape `(seq_len,)`.
+        kwargs: Further arguments of [`~transformers.Trainer`]. Batches hold `input_ids`, `loss_mask` (1 where the text
+            is trained) and, where there are any, `attention_mask` (padding), `document_ids` and `position_ids` (packed
+            texts), or `features` and `last_hidden_states` (computed before), all of shape `(batch_size, seq_len, ...)`.
+
+    Raises:
+        `ValueError`: if head and target do not fit each other.
     """
 
     def __init__(
         self, model: EagleDraftModel, target: PreTrainedModel, args: EagleTrainingArguments | None = None, **kwargs: Any
     ):
+        check_pair(target, model)
         args = args if args is not None else EagleTrainingArguments()
         args.remove_unused_columns = False  # the columns are those of `compute_loss`, not of the head's `forward`
-        super().__init__(model=model, args=args, **kwargs)
-        self.target = target.eval().to(self.args.device)
-        num_layers = target.config.get_text_config(decoder=True).num_hidden_layers
-        self._feature_layer_ids = model.config.resolve_feature_layer_ids(num_layers)
-        self._step_accuracies: list[torch.Tensor] = []
+        args._n_gpu = min(args.n_gpu, 1)  # no `nn.DataParallel`: further devices are for the target or other processes
         if model.embed_tokens is not None:
             model.embed_tokens.requires_grad_(False)
+        if model.config.eagle_version == 1 and model.lm_head is not None:
+            model.lm_head.requires_grad_(False)
+        super().__init__(model=model, args=args, **kwargs)
+        self.target = FrozenTarget(target, feature_layer_ids(target, model), self.args.device)
+        self._staging: Path | None = None
+        self._figures = Figures()
+
+    # ------------------------------------------------------------------ objective
 
     def compute_loss(
-        self, model: EagleDraftModel, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """Features and logits of the target, then the loss of the head."""
-        with torch.no_grad():
-            outputs = self.target(
-                inputs["input_ids"],
-                attention_mask=inputs.get("attention_mask"),
-                output_hidden_states=hidden_states_argument(self._feature_layer_ids),
-                use_cache=False,
+        """
+        Features and logits of the target, then the loss of the head.
+
+        Raises:
+            `FloatingPointError`: if the loss is not finite; the weights are still those before this batch.
+        """
+        result = model(objective=partial(self._objective, inputs, self.target.read(inputs)))
+        if not torch.isfinite(result.loss):
+            raise FloatingPointError(
+                f"The loss of step {self.state.global_step + 1} is {float(result.loss.detach())}. {self._last_good()} "
+                "A lower learning rate, a longer warm-up, or bfloat16 instead of float16 helps in most cases."
             )
-            features = torch.cat([outputs.hidden_states[i] for i in self._feature_layer_ids], dim=-1)
-        result = training_time_test_loss(
-            model,
-            features,
-            inputs["input_ids"],
-            outputs.logits,
-            inputs["loss_mask"],
-            self.target.get_input_embeddings(),
-            attention_mask=inputs.get("attention_mask"),
-            num_steps=self.args.num_unrolls,
-            step_decay=self.args.unroll_decay,
-        )
-        self._step_accuracies.append(result.step_accuracies)
+        self._figures.add(result)
         return (result.loss, result) if return_outputs else result.loss
 
+    def _objective(self, inputs: dict[str, Any], target: TargetSignal, draft: EagleDraftModel) -> ObjectiveOutput:
+        args, is_eagle1 = self.args, draft.config.eagle_version == 1
+        documents = inputs.get("document_ids")
+        if documents is None:  # so that nothing is trained beyond the end of a text
+            attention_mask = inputs.get("attention_mask")
+            ids = inputs["input_ids"]
+            documents = torch.zeros_like(ids) if attention_mask is None else attention_mask.long() - 1
+        common: dict[str, Any] = {
+            "input_ids": inputs["input_ids"],
+            "loss_mask": inputs["loss_mask"],
+            "embed_tokens": self.target.embed_tokens,
+            "lm_head": self.target.lm_head,
+            "num_steps": args.num_unrolls or (1 if is_eagle1 else 7),
+            "step_decay": args.unroll_decay if args.unroll_decay is not None else (1.0 if is_eagle1 else 0.8),
+            "document_ids": documents,
+            "position_ids": inputs.get("position_ids"),
+            "loss": LOSSES[args.loss],
+        }
+        noise = args.feature_noise if args.feature_noise is not None else (0.1 if is_eagle1 else 0.0)
+        noise = noise if draft.training else 0.0
+        if is_eagle1:
+            return feature_regression_loss(
+                draft,
+                target.features,
+                feature_weight=args.feature_loss_weight,
+                logit_weight=args.logit_loss_weight,
+                feature_noise=noise,
+                **common,
+            )
+        features = target.features
+        if noise:
+            features = features + (torch.rand_like(features) * 2 - 1) * noise
+        return training_time_test_loss(draft, features, target_logits=target.logits, **common)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW or what `args.optim` says; Muon and AdamW with `args.muon_learning_rate`."""
+        if getattr(self, "optimizer", None) is None and self.args.muon_learning_rate is not None:
+            self.optimizer: Any = MuonAndAdamW(
+                self.model if model is None else model,
+                self.args.muon_learning_rate,
+                self.args.learning_rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                weight_decay=self.args.weight_decay,
+            )
+        return super().create_optimizer(model)
+
+    # ------------------------------------------------------------------ figures
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the accuracy of each unroll, and the acceptance length of a chain that it stands for."""
-        if self._step_accuracies and "loss" in logs:
-            accuracies = torch.stack(self._step_accuracies).mean(0)
-            self._step_accuracies.clear()
-            logs |= {f"accuracy_{i}": round(float(accuracy), 4) for i, accuracy in enumerate(accuracies)}
-            logs["simulated_acceptance_length"] = round(1 + float(accuracies.cumprod(0).sum()), 4)
+        """Add the accuracy of each unroll, and the acceptance length of a greedy chain."""
+        if "loss" in logs:
+            logs |= self._figures.metrics(self.accelerator.reduce)
+            self._figures = Figures()
         super().log(logs, *args, **kwargs)
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, None, None]:
+        """Loss of a batch, with its figures counted."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate, and add the acceptance to every depth and the acceptance length of a greedy chain."""
+        of_training, self._figures = self._figures, Figures()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics = self._figures.metrics(self.accelerator.reduce)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        self._figures = of_training
+        return output
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """
+        Train, as in [`~transformers.Trainer`].
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                Folder of a checkpoint, or `True` for the newest complete one of `args.output_dir`.
+            kwargs: Further arguments of [`~transformers.Trainer.train`].
+
+        Raises:
+            `ValueError`:
+                if the checkpoint is not complete, or was saved with another number of processes, head or schedule.
+        """
+        output_dir = str(self.args.output_dir)
+        if self.args.process_index == 0:
+            durable_checkpoints.recover(output_dir)
+        self.accelerator.wait_for_everyone()
+        if resume_from_checkpoint is True:
+            checkpoints = durable_checkpoints.complete_checkpoints(output_dir)
+            if not checkpoints:
+                raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from.")
+            resume_from_checkpoint = str(checkpoints[-1])
+        if resume_from_checkpoint:
+            self._check_resumable(str(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def _check_resumable(self, checkpoint: str) -> None:
+        saved, now = durable_checkpoints.read_facts(checkpoint)["run"], self._facts()
+        if differing := [name for name in now if saved.get(name) != now[name]]:
+            pairs = "; ".join(f"`{name}` {saved.get(name)!r}, now {now[name]!r}" for name in differing)
+            raise ValueError(
+                f"{checkpoint} was saved in a run with {pairs}: training would not go on as it was. Use the same "
+                "settings, or start a new run from the saved head (`EagleDraftModel.from_pretrained` reads it)."
+            )
+
+    def _facts(self) -> dict[str, Any]:
+        """What must not change where a run goes on."""
+        args, config = self.args, self.model.config.to_dict()
+        head = {name: config[name] for name in EagleConfig.__annotations__ if name not in _NAMES_IN_CONFIG}
+        return head | {
+            "world_size": args.world_size,
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "num_unrolls": args.num_unrolls,
+            "unroll_decay": args.unroll_decay,
+            "loss": args.loss,
+            "optimizer": "muon" if args.muon_learning_rate is not None else str(args.optim),
+        }
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Let [`~transformers.Trainer`] write the checkpoint beside its place, and rename it when it is complete."""
+        run_dir = Path(self._get_output_dir(trial))
+        staging = durable_checkpoints.staging_folder(run_dir, self.state.global_step)
+        final = run_dir / f"checkpoint-{self.state.global_step}"
+        pushes, self.args.push_to_hub = self.args.push_to_hub, False  # from its place, below
+        try:
+            self._staging = staging
+            super()._save_checkpoint(model, trial)
+            self._staging = None
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                if self.state.best_global_step:
+                    self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{self.state.best_global_step}")
+                    self.state.save_to_json(str(staging / final.name / "trainer_state.json"))
+                durable_checkpoints.publish(staging / final.name, final, {"run": self._facts()})
+                durable_checkpoints.rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise OSError(
+                f"The checkpoint of step {self.state.global_step} could not be saved in {run_dir}: {error}. "
+                f"{self._last_good()} Free space on the disk, and resume."
+            ) from error
+        finally:
+            self._staging, self.args.push_to_hub = None, pushes
+        self.accelerator.wait_for_everyone()
+        if pushes:
+            self._push_from_checkpoint(str(final))
+
+    def _last_good(self) -> str:
+        checkpoints = durable_checkpoints.complete_checkpoints(self.args.output_dir)
+        if not checkpoints:
+            return "No checkpoint was saved before."
+        return f"The last good checkpoint is {os.fspath(checkpoints[-1])}."

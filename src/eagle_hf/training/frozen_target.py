@@ -1,0 +1,85 @@
+"""The target in training: what a head learns from it. It is never changed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..versions import hidden_states_argument
+
+
+@dataclass(frozen=True)
+class TargetSignal:
+    """
+    What the target says of a batch of texts.
+
+    Args:
+        features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * hidden_size)`): What the head reads.
+        logits (`torch.Tensor` of shape `(batch_size, seq_len, vocab_size)` or `Callable`):
+            Scores of the next token; or what computes those of positions, given as indices of shape `(n,)` into the
+            flattened batch.
+    """
+
+    features: torch.Tensor
+    logits: torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
+
+
+class FrozenTarget:
+    """
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The target. It is moved to `device`, unless it is spread over devices by a `device_map`.
+        feature_layer_ids (`list[int]`): Which `hidden_states` the head reads.
+        device (`torch.device`): Where the head is.
+    """  # noqa: D205
+
+    def __init__(self, model: PreTrainedModel, feature_layer_ids: list[int], device: torch.device):
+        self.model = model.eval()
+        self.feature_layer_ids = feature_layer_ids
+        self.device = device
+        if getattr(model, "hf_device_map", None) is None:
+            model.to(device)
+        self.num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+
+    @torch.no_grad()
+    def read(self, inputs: dict[str, Any]) -> TargetSignal:
+        """
+        Run the target, or take its features from the batch if they were computed before.
+
+        Args:
+            inputs (`dict`):
+                `input_ids` of shape `(batch_size, seq_len)`, and where there are any `attention_mask`, or
+                `position_ids` that restart with every packed text. Or `features` and `last_hidden_states` of shape
+                `(batch_size, seq_len, size)`.
+        """
+        if "features" in inputs:
+            last_hidden_states = inputs["last_hidden_states"].flatten(0, 1)
+            return TargetSignal(inputs["features"], lambda rows: self.lm_head(last_hidden_states[rows]))
+        features, _, logits = self.compute(inputs)
+        return TargetSignal(features, logits)
+
+    @torch.no_grad()
+    def compute(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Features, last hidden states and logits of a batch, of shape `(batch_size, seq_len, size)` each."""
+        wanted = [*self.feature_layer_ids, self.num_layers]
+        outputs = self.model(
+            inputs["input_ids"],
+            attention_mask=inputs.get("attention_mask"),
+            position_ids=inputs.get("position_ids"),
+            output_hidden_states=hidden_states_argument(sorted(set(wanted))),
+            use_cache=False,
+        )
+        *features, last = [outputs.hidden_states[i].to(self.device) for i in wanted]
+        return torch.cat(features, dim=-1), last, outputs.logits.to(self.device)
+
+    def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings of tokens, of shape `(..., hidden_size)`."""
+        embedding: Any = self.model.get_input_embeddings()
+        return embedding(token_ids.to(embedding.weight.device)).to(self.device).detach()
+
+    def lm_head(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits of hidden states after the final norm, of shape `(..., vocab_size)`; gradients pass through."""
+        head: Any = self.model.get_output_embeddings()
+        return head(hidden_states.to(device=head.weight.device, dtype=head.weight.dtype)).to(self.device)

@@ -1,0 +1,61 @@
+"""A new head that fits a target."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..configuration_eagle import EagleConfig
+from ..modeling_eagle import EagleDraftModel
+from .vocabulary import cut_vocabulary
+
+
+def new_head(
+    target: PreTrainedModel, draft_vocabulary: torch.Tensor | None = None, eagle_version: int = 3, **fields: Any
+) -> EagleDraftModel:
+    """
+    A head with one layer of the target's kind. Its layers are random; its `lm_head` starts as the target's rows, which
+    is closer than noise (EAGLE-3), or uses the target's (EAGLE-1).
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]): The target.
+        draft_vocabulary (`torch.LongTensor` of shape `(draft_vocab_size,)`, *optional*):
+            Target ids that the head can draft, ascending; the whole vocabulary by default.
+        eagle_version (`int`, *optional*, defaults to 3): 1 for EAGLE-1 and EAGLE-2 heads, 3 for EAGLE-3 heads.
+        fields: Fields of [`EagleConfig`] other than what follows from the target, such as `intermediate_size`.
+
+    Raises:
+        `ValueError`: if the fields contradict each other, or the target is too shallow for the default feature layers.
+    """
+    config = target.config.get_text_config(decoder=True)
+    settings = {
+        "eagle_version": eagle_version,
+        "vocab_size": config.vocab_size,
+        "draft_vocab_size": config.vocab_size if eagle_version == 3 else None,
+        "hidden_size": config.hidden_size,
+        "target_hidden_size": config.hidden_size,
+        "intermediate_size": getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        "head_dim": getattr(config, "head_dim", None),
+        "rms_norm_eps": getattr(config, "rms_norm_eps", 1e-5),
+        "max_position_embeddings": config.max_position_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "base_model_name_or_path": config.name_or_path or target.config.name_or_path or None,
+    }
+    head = EagleDraftModel(EagleConfig(**(settings | fields)))
+    ids = head.config.resolve_feature_layer_ids(config.num_hidden_layers)  # named now: engines need them in the file
+    head.config.feature_layer_ids = ids if eagle_version == 3 else head.config.feature_layer_ids
+    output_embeddings: Any = target.get_output_embeddings()
+    rows = None if output_embeddings is None else output_embeddings.weight.detach()
+    if head.lm_head is not None and rows is not None and rows.shape == head.lm_head.weight.shape:
+        head.lm_head.weight.data.copy_(rows)
+    if head.embed_tokens is not None:
+        embeddings: Any = target.get_input_embeddings()
+        if embeddings.weight.shape == head.embed_tokens.weight.shape:
+            head.embed_tokens.weight.data.copy_(embeddings.weight.detach())
+    if draft_vocabulary is not None and len(draft_vocabulary) < config.vocab_size:
+        head = cut_vocabulary(head, draft_vocabulary, rows)
+    return head

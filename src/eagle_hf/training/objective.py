@@ -1,0 +1,98 @@
+"""What the objectives of EAGLE-1 and EAGLE-3 have in common: their result, and how far a chain would be accepted."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class ObjectiveOutput:
+    """
+    Args:
+        loss (`torch.Tensor`): Weighted sum of the losses of all unrolls.
+        step_losses (`torch.Tensor` of shape `(num_steps,)`): Loss of each unroll.
+        step_accuracies (`torch.Tensor` of shape `(num_steps,)`):
+            Share of trained positions at which the likeliest draft token is the target's.
+        accepted, drafted (`torch.LongTensor` of shape `(num_steps,)`):
+            From how many positions a greedy chain would be accepted to each depth, and from how many there is text to
+            tell. Exact where the text is the target's greedy answer.
+        last_hidden_states (`list[torch.Tensor]`):
+            Output of each unroll, of shape `(batch_size, seq_len, hidden_size)`.
+        feature_losses (`torch.Tensor` of shape `(num_steps,)`, *optional*): EAGLE-1: loss on features of each unroll.
+    """  # noqa: D205
+
+    loss: torch.Tensor
+    step_losses: torch.Tensor
+    step_accuracies: torch.Tensor
+    accepted: torch.Tensor
+    drafted: torch.Tensor
+    last_hidden_states: list[torch.Tensor]
+    feature_losses: torch.Tensor | None = None
+
+
+def simulated_acceptance_length(accepted: torch.Tensor, drafted: torch.Tensor) -> float:
+    """
+    Tokens per verification of a greedy chain: one, and the chance that it is accepted to each depth. Both arguments are
+    of shape `(num_steps,)`, as in [`ObjectiveOutput`].
+    """
+    return 1.0 + float((accepted / drafted.clamp(min=1)).sum())
+
+
+class Figures:
+    """Sums up the figures of several batches."""
+
+    def __init__(self) -> None:
+        self._accuracies: list[torch.Tensor] = []
+        self._counts: list[torch.Tensor] = []
+
+    def add(self, output: ObjectiveOutput) -> None:
+        """Count one batch."""
+        self._accuracies.append(output.step_accuracies.detach())
+        self._counts.append(torch.stack([output.accepted, output.drafted]))
+
+    def metrics(self, reduce: Callable[..., torch.Tensor]) -> dict[str, float]:
+        """
+        Accuracy of every unroll, share of positions from which a greedy chain is accepted to every depth, and its
+        acceptance length.
+
+        Args:
+            reduce (`Callable`): Sums a tensor over processes, or averages it with `"mean"` as second argument.
+        """
+        if not self._counts:
+            return {}
+        accuracies = reduce(torch.stack(self._accuracies).mean(0), "mean")
+        accepted, drafted = reduce(torch.stack(self._counts).sum(0), "sum")
+        metrics = {f"accuracy_{i}": round(float(accuracy), 4) for i, accuracy in enumerate(accuracies)}
+        for i, share in enumerate(accepted / drafted.clamp(min=1)):
+            metrics[f"accepted_at_depth_{i + 1}"] = round(float(share), 4)
+        return metrics | {"simulated_acceptance_length": round(simulated_acceptance_length(accepted, drafted), 4)}
+
+
+class ChainAcceptance:
+    """
+    Counts from how many positions a greedy chain would be accepted, unroll by unroll.
+
+    Attributes:
+        accepted, drafted (`list[torch.Tensor]`): One number per unroll.
+    """
+
+    def __init__(self) -> None:
+        self.accepted: list[torch.Tensor] = []
+        self.drafted: list[torch.Tensor] = []
+        self._accepted_so_far: torch.Tensor | bool = True
+        self._trained_so_far: torch.Tensor | bool = True
+
+    def add(self, is_hit: torch.Tensor, is_trained: torch.Tensor) -> None:
+        """Count one unroll. Both arguments are boolean and of shape `(batch_size, seq_len)`."""
+        self._trained_so_far = is_trained & self._trained_so_far
+        self._accepted_so_far = is_hit & self._trained_so_far & self._accepted_so_far
+        self.accepted.append(self._accepted_so_far.sum())
+        self.drafted.append(self._trained_so_far.sum())
+
+
+def windows(values: torch.Tensor, num_steps: int) -> list[torch.Tensor]:
+    """`values` of shape `(batch_size, seq_len)` moved one to the left per unroll; zeros come in from the right."""
+    seq_len = values.shape[1]
+    padded = torch.nn.functional.pad(values, (0, num_steps))
+    return [padded[:, step : step + seq_len] for step in range(num_steps)]

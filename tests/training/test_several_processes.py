@@ -1,0 +1,72 @@
+"""Several processes train the head that one process trains with as many more batches per step."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+SCRIPT = Path(__file__).parent / "run_training.py"
+
+
+def run(output: Path, world_size: int, **settings) -> dict[str, torch.Tensor]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    if world_size > 1:
+        environment |= {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(output), json.dumps(settings)],
+            env=environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        _, stderr = process.communicate(timeout=240)
+        assert process.returncode == 0, stderr[-4000:]
+    return load_file(output / "final" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("one"), 1, gradient_accumulation_steps=2, save_strategy="no")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["EagleDecoderLayer"]}}],
+    ids=["ddp", "fsdp2"],
+)
+def test_two_processes_are_one_with_twice_the_accumulation(tmp_path, one_process, settings):
+    two = run(tmp_path, 2, save_strategy="no", **settings)
+    assert set(two) == set(one_process)
+    for name, tensor in one_process.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_figures_cover_the_batches_of_all_processes(tmp_path, one_process):
+    run(tmp_path, 2, save_strategy="no", max_steps=1)
+    run(tmp_path / "one", 1, save_strategy="no", max_steps=1, gradient_accumulation_steps=2)
+    two, one = (json.loads((folder / "log.json").read_text())[0] for folder in (tmp_path, tmp_path / "one"))
+    assert two["simulated_acceptance_length"] == one["simulated_acceptance_length"]
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path):
+    run(tmp_path, 1, max_steps=2)
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path), '{"per_device_train_batch_size": 2}'],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240,
+    )  # fmt: skip
+    assert result.returncode != 0
+    assert "`per_device_train_batch_size` 4, now 2" in result.stderr
