@@ -3,8 +3,16 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 
 ROOT = Path(__file__).parents[1]
@@ -64,3 +72,17 @@ def stop_ids(name: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the generation configuration of such a target lists beside EOS."""
     stops = FAMILIES[name].stops if name in FAMILIES else []
     return [tokenizer.convert_tokens_to_ids(stop) for stop in stops]
+
+
+def chatty_target(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A tiny random target that ends a turn now and then; the global generator is left as it was."""
+    config = AutoConfig.for_model(
+        "llama", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    model.lm_head.weight.data[tokenizer.eos_token_id] *= 2.5
+    return model

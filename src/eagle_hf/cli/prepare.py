@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..modeling_eagle import EagleDraftModel
 from ..training.answers import AnswerSettings, write_answers
+from ..training.conversations import MissingDatasets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,15 +85,21 @@ def run(args: argparse.Namespace) -> int:
         chat_template_kwargs=args.chat_template_kwargs,
     )
     device_map = "auto" if torch.cuda.is_available() else None
-    report = write_answers(
-        AutoModelForCausalLM.from_pretrained(args.target, dtype=args.dtype, device_map=device_map).eval(),
-        AutoTokenizer.from_pretrained(args.target),
-        args.data,
-        args.output,
-        settings,
-        draft=EagleDraftModel.from_pretrained(args.draft) if args.draft else None,
-        max_malformed=args.max_malformed,
-        split=args.split,
-    )
+    target = AutoModelForCausalLM.from_pretrained(args.target, dtype=args.dtype, device_map=device_map).eval()
+    draft = EagleDraftModel.from_pretrained(args.draft) if args.draft else None
+    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    try:
+        report = write_answers(
+            target,
+            tokenizer,
+            args.data,
+            args.output,
+            settings,
+            draft=draft,
+            max_malformed=args.max_malformed,
+            split=args.split,
+        )
+    except MissingDatasets as error:  # it names another extra than the one that commands need
+        raise ValueError(error) from error
     print(report)
     return 0

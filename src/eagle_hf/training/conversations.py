@@ -30,6 +30,10 @@ Data = str | Path | Iterable[Any]
 _OPENERS: dict[str, Callable[..., Any]] = {".jsonl": open, ".jsonl.gz": gzip.open, ".jsonl.xz": lzma.open}
 
 
+class MissingDatasets(ImportError):
+    """The optional package `datasets` is needed and not installed."""
+
+
 @dataclass
 class RowReport:
     """
@@ -309,7 +313,7 @@ def _datasets(name: str | Path) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(
+        raise MissingDatasets(
             f"{name} is no file of JSON lines, and reading it as a dataset needs `datasets`: "
             "pip install 'eagle-hf[train]'"
         ) from error

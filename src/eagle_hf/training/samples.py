@@ -171,7 +171,7 @@ def make_samples(
 
 def _rendered(reader: RowReader, chat_text: ChatText, vocab_size: int | None) -> Iterable[tuple[Row, Sample]]:
     """Every sample with its row; rows that the chat template refuses count as malformed."""
-    for row in reader:
+    for row in logging.tqdm(reader, unit=" rows", desc="Samples"):
         try:
             samples = chat_text(row)
         except NotRenderable as error:
