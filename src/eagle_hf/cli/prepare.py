@@ -1,0 +1,105 @@
+"""Let a target write the answers that its head will be trained on.
+
+Prompts are taken from the data: conversations (`messages`), `prompt` with or without `completion`. Every turn of the
+assistant is written again by the target, in order. What is written is one JSON line per answer, which
+`eagle_hf.training.make_samples` takes as it is. An interrupted run goes on when the same command is given again.
+"""
+
+import argparse
+import json
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..modeling_eagle import EagleDraftModel
+from ..training.answers import AnswerSettings, write_answers
+from ..training.conversations import MissingDatasets
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--target", required=True, help="target: repository id or folder")
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        help="prompts: .jsonl files (also .gz, .xz), folders of them, or names of datasets on the Hub",
+    )
+    parser.add_argument("--output", required=True, help="file for the answers, such as answers.jsonl")
+    parser.add_argument("--split", default="train", help="split of a dataset that has several (default: train)")
+    parser.add_argument("--max-new-tokens", type=int, default=1024, help="most tokens of an answer (default: 1024)")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        help="most tokens of prompt and answer; longer prompts are left out (default: all positions of the target)",
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens up to this probability (default: 1, all)",
+    )
+    parser.add_argument("--top-k", type=int, default=0, help="sample from this many likeliest tokens (default: 0, all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling and of the order (default: 0)")
+    parser.add_argument("--batch-size", type=int, default=8, help="conversations answered at once (default: 8)")
+    parser.add_argument(
+        "--turns",
+        choices=["all", "first"],
+        default="all",
+        help="write every turn of the assistant again, or only the first of a conversation (default: all)",
+    )
+    parser.add_argument("--num-prompts", type=int, help="answer so many prompts, chosen at random (default: all)")
+    parser.add_argument(
+        "--max-malformed",
+        type=float,
+        default=0.01,
+        help="share of malformed rows above which nothing is written (default: 0.01)",
+    )
+    parser.add_argument(
+        "--chat-template-kwargs",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="variables of the chat template, such as '{\"enable_thinking\": false}'",
+    )
+    parser.add_argument("--draft", help="an EAGLE head that makes it faster: repository id or folder")
+    parser.add_argument("--dtype", default="auto", help="dtype of the target, such as bfloat16 (default: auto)")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the answers, then print what was written."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    settings = AnswerSettings(
+        max_new_tokens=args.max_new_tokens,
+        max_length=args.max_length,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        turns=args.turns,
+        num_prompts=args.num_prompts,
+        chat_template_kwargs=args.chat_template_kwargs,
+    )
+    device_map = "auto" if torch.cuda.is_available() else None
+    target = AutoModelForCausalLM.from_pretrained(args.target, dtype=args.dtype, device_map=device_map).eval()
+    draft = EagleDraftModel.from_pretrained(args.draft) if args.draft else None
+    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    try:
+        report = write_answers(
+            target,
+            tokenizer,
+            args.data,
+            args.output,
+            settings,
+            draft=draft,
+            max_malformed=args.max_malformed,
+            split=args.split,
+        )
+    except MissingDatasets as error:  # it names another extra than the one that commands need
+        raise ValueError(error) from error
+    print(report)
+    return 0
