@@ -5,14 +5,16 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import demo, env, generate, prepare
+from . import demo, env, generate, prepare, train
+from .config import with_config
 
 
-COMMANDS = {"demo": demo, "generate": generate, "prepare": prepare, "env": env}
+COMMANDS = {"demo": demo, "generate": generate, "prepare": prepare, "train": train, "env": env}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="eagle-hf", description="EAGLE speculative decoding inside Hugging Face generate.", allow_abbrev=False
     )
@@ -20,22 +22,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         summary = (module.__doc__ or "").strip()
+        # Building the parser of `train`, which has all of `TrainingArguments`, takes as long as the rest together.
+        parents = [module.argument_parser()] if hasattr(module, "argument_parser") and name in argv[:1] else []
         subparser = subparsers.add_parser(
             name,
             help=summary.splitlines()[0],
             description=summary,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            parents=parents,
         )
-        module.add_arguments(subparser)
-    args = parser.parse_args(argv)
+        if hasattr(module, "add_arguments"):
+            module.add_arguments(subparser)
+        subparser.add_argument("--config", help="YAML file of options; those of the command line go before it")
     try:
+        args = parser.parse_args(with_config(argv))
         return COMMANDS[args.command].run(args)
     except ImportError as error:
-        print(f"eagle-hf {args.command}: {error}. Install it: pip install 'eagle-hf[demo]'", file=sys.stderr)
+        print(f"eagle-hf {argv[0]}: {error}. Install it: pip install 'eagle-hf[demo]'", file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
-        print(f"eagle-hf {args.command}: {error}", file=sys.stderr)
+        print(f"eagle-hf {argv[0]}: {error}", file=sys.stderr)
         return 1
 
 

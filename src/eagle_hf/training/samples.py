@@ -73,8 +73,8 @@ class SampleDataset(Dataset):
     def __init__(self, samples: Iterable[Sample], report: DataReport | None = None):
         ids, masks = [], []
         for sample in samples:
-            ids.append(torch.tensor(sample["input_ids"], dtype=torch.int32))
-            masks.append(torch.tensor(sample["loss_mask"], dtype=torch.bool))
+            ids.append(torch.as_tensor(sample["input_ids"], dtype=torch.int32))
+            masks.append(torch.as_tensor(sample["loss_mask"], dtype=torch.bool))
         self.lengths: list[int] = [len(row) for row in ids]
         self._ids = torch.cat(ids) if ids else torch.empty(0, dtype=torch.int32)
         self._masks = torch.cat(masks) if masks else torch.empty(0, dtype=torch.bool)

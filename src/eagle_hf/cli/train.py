@@ -1,0 +1,225 @@
+"""
+Train a head for a target.
+
+    eagle-hf prepare --target TARGET --data conversations.jsonl --output answers.jsonl
+    eagle-hf train --target TARGET --data answers.jsonl --output_dir runs/head
+
+The first lets the target write the answers, which is what a head learns best from; see `eagle-hf prepare --help`.
+Options can stand in a YAML file, `--config recipe.yaml`; those of the command line go before. A run that was
+interrupted goes on when it is started again. The folder `head` in the output folder is ready to be pushed.
+"""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, PreTrainedModel, set_seed
+from transformers.utils import logging
+
+from ..draft_options import DraftOptions
+from ..modeling_eagle import EagleDraftModel
+from ..training import (
+    EagleTrainer,
+    EagleTrainingArguments,
+    FeatureStore,
+    FrozenTarget,
+    PackedCollator,
+    PackedDataset,
+    PaddingCollator,
+    SampleDataset,
+    coverage,
+    make_samples,
+    most_frequent_tokens,
+    new_head,
+    pad_features,
+    write_features,
+)
+from ..training.durable_checkpoints import complete_checkpoints
+from ..training.feature_store import stored_bytes
+
+
+@dataclass
+class HeadArguments:
+    """What is trained."""
+
+    target: str = field(metadata={"help": "Target: repository id or folder."})
+    head: str | None = field(
+        default=None, metadata={"help": "Train this head further (repository id or folder) instead of a new one."}
+    )
+    target_dtype: str = field(default="auto", metadata={"help": "Dtype of the target, such as bfloat16."})
+    target_device_map: str | None = field(
+        default=None, metadata={"help": "Spread the target over devices, such as auto. One device by default."}
+    )
+    eagle_version: int = field(
+        default=3, metadata={"help": "New head: 3, or 1 for heads of EAGLE-1 and EAGLE-2.", "choices": [1, 3]}
+    )
+    draft_vocab_size: int | None = field(
+        default=None,
+        metadata={"help": "New head: draft only from so many of the most frequent tokens (default: all)."},
+    )
+    intermediate_size: int | None = field(
+        default=None, metadata={"help": "New head: width of the MLP (default: the target's)."}
+    )
+    num_hidden_layers: int = field(default=1, metadata={"help": "New head: decoder layers."})
+    feature_layer_ids: list[int] | None = field(
+        default=None,
+        metadata={"help": "New head: which `hidden_states` of the target it reads (default: 2, n // 2, n - 3)."},
+    )
+    fc_norm: bool = field(default=False, metadata={"help": "New head: norm every feature (EAGLE-3.1)."})
+    norm_before_fc: bool = field(default=False, metadata={"help": "New head: one norm over all features."})
+    norm_output: bool = field(
+        default=False, metadata={"help": "New head: the next draft step reads the normed output (EAGLE-3.1)."}
+    )
+    norm_before_residual: bool = field(
+        default=False, metadata={"help": "New head: the residual is the normed feature."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    data: str = field(
+        metadata={
+            "help": "Conversations, prompts with completions, or text: JSON lines, a folder of such, a dataset id."
+        }
+    )
+    eval_data: str | None = field(default=None, metadata={"help": "The same, to evaluate on."})
+    eval_samples: int = field(
+        default=0, metadata={"help": "Without --eval_data: keep so many samples of the data for evaluation."}
+    )
+    max_length: int = field(default=2048, metadata={"help": "Most tokens of a sample."})
+    overflow: str = field(
+        default="cut", metadata={"help": "Cut longer samples from the right, or drop them.", "choices": ["cut", "drop"]}
+    )
+    packing: bool = field(default=False, metadata={"help": "Pack several samples into blocks of max_length tokens."})
+    last_turn_only: bool = field(default=False, metadata={"help": "Train only the last answer of a conversation."})
+    max_malformed: float = field(default=0.01, metadata={"help": "Share of malformed rows above which nothing starts."})
+    features: str | None = field(
+        default=None,
+        metadata={"help": "Compute the target's features once, into this folder, instead of in every step."},
+    )
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Parser of the command's options, all of `TrainingArguments` among them."""
+    return HfArgumentParser((HeadArguments, DataArguments, EagleTrainingArguments), add_help=False)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare everything that can fail, train, evaluate, and save the head."""
+    parser = HfArgumentParser((HeadArguments, DataArguments, EagleTrainingArguments))
+    options = {name: value for name, value in vars(args).items() if name not in ("command", "config")}
+    head_args, data_args, training_args = parser.parse_dict(options)
+    set_seed(training_args.seed)
+    if training_args.process_index == 0:
+        logging.set_verbosity_info()
+
+    tokenizer = AutoTokenizer.from_pretrained(head_args.target)
+    target = AutoModelForCausalLM.from_pretrained(
+        head_args.target, dtype=head_args.target_dtype, device_map=head_args.target_device_map
+    )
+    train_samples, eval_samples = _samples(data_args, target, tokenizer)
+    head = _head(head_args, target, train_samples)
+    print(f"head of {head.num_parameters() / 1e6:.2f}M parameters, target of {target.num_parameters() / 1e6:.2f}M")
+
+    train_dataset, collator = _arrange(train_samples, data_args, tokenizer)
+    eval_dataset = None if eval_samples is None else _arrange(eval_samples, data_args, tokenizer)[0]
+    trainer = EagleTrainer(
+        head,
+        target,
+        training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=collator,
+        processing_class=None,
+    )
+    if data_args.features is not None:
+        trainer.train_dataset = _stored(trainer.target, train_dataset, Path(data_args.features) / "train")
+        if eval_dataset is not None:
+            trainer.eval_dataset = _stored(trainer.target, eval_dataset, Path(data_args.features) / "eval")
+        trainer.data_collator = pad_features
+    resume = bool(complete_checkpoints(str(training_args.output_dir)))
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or resume)
+    if eval_dataset is not None:
+        trainer.log_metrics("eval", trainer.evaluate())
+    folder = Path(str(training_args.output_dir)) / "head"
+    if head_args.head is None:
+        head.generation_config = DraftOptions().to_generation_config()
+    trainer.save_model(str(folder))
+    print(f"saved to {folder}")
+    return 0
+
+
+def _samples(
+    data_args: DataArguments, target: PreTrainedModel, tokenizer: Any
+) -> tuple[SampleDataset, SampleDataset | None]:
+    """Samples to train and to evaluate on; reports what became of the rows."""
+
+    def read(data: str) -> SampleDataset:
+        samples = make_samples(
+            data,
+            tokenizer,
+            max_length=data_args.max_length,
+            overflow=data_args.overflow,  # type: ignore[arg-type]  # argparse has checked the choice
+            last_turn_only=data_args.last_turn_only,
+            vocab_size=target.config.get_text_config(decoder=True).vocab_size,
+            max_malformed=data_args.max_malformed,
+        )
+        print(f"{data}: {samples.report}")
+        return samples
+
+    samples = read(data_args.data)
+    if data_args.eval_data is not None:
+        return samples, read(data_args.eval_data)
+    if not data_args.eval_samples:
+        return samples, None
+    if data_args.eval_samples >= len(samples):
+        raise ValueError(
+            f"`--eval_samples {data_args.eval_samples}` leaves nothing of {len(samples)} samples to train on."
+        )
+    step = len(samples) / data_args.eval_samples  # spread over the file, which may be ordered
+    held_out = {int(i * step) for i in range(data_args.eval_samples)}
+    rows: list[Any] = [samples[i] for i in range(len(samples))]
+    rest = [row for i, row in enumerate(rows) if i not in held_out]
+    return SampleDataset(rest), SampleDataset([rows[i] for i in sorted(held_out)])
+
+
+def _head(head_args: HeadArguments, target: PreTrainedModel, samples: SampleDataset) -> EagleDraftModel:
+    if head_args.head is not None:
+        head = EagleDraftModel.from_pretrained(head_args.head, dtype=torch.float32)
+        vocabulary = head.draft_to_target_ids
+    else:
+        names = ("num_hidden_layers", "feature_layer_ids", "fc_norm", "norm_before_fc", "norm_output",
+                 "norm_before_residual")  # fmt: skip
+        fields = {name: getattr(head_args, name) for name in names}
+        if head_args.intermediate_size is not None:
+            fields["intermediate_size"] = head_args.intermediate_size
+        size = head_args.draft_vocab_size or target.config.get_text_config(decoder=True).vocab_size
+        vocabulary = most_frequent_tokens(samples.token_counts, size)
+        head = new_head(target, vocabulary, head_args.eagle_version, **fields)
+    share = coverage(samples.token_counts, vocabulary)
+    print(f"draft vocabulary of {len(vocabulary)} tokens, which covers {share:.2%} of the trained text")
+    return head
+
+
+def _arrange(samples: SampleDataset, data_args: DataArguments, tokenizer: Any) -> tuple[Any, Any]:
+    """The dataset and its collator, packed or not."""
+    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    if not data_args.packing:
+        return samples, PaddingCollator(pad_token_id)
+    packed = PackedDataset(samples, data_args.max_length)
+    print(f"packed into {len(packed)} blocks, {packed.efficiency:.1%} of their tokens used")
+    return packed, PackedCollator(pad_token_id, data_args.max_length)
+
+
+def _stored(target: FrozenTarget, dataset: Any, folder: Path) -> FeatureStore:
+    """Features of a dataset, computed unless they are there."""
+    num_tokens = sum(dataset.lengths)
+    hidden_size = target.model.config.get_text_config(decoder=True).hidden_size
+    size = stored_bytes(num_tokens, len(target.feature_layer_ids), hidden_size, target.model.dtype)
+    print(f"features of {num_tokens} tokens take {size / 1e9:.2f} GB in {folder}")
+    write_features(target, dataset, folder)
+    return FeatureStore(folder, target.feature_layer_ids)
