@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest bench profile sweep lint format types ci clean help
+.PHONY: demo test test-oldest bench profile bench-training sweep lint format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,18 +26,21 @@ demo: $(VENV)/.ready ## Run the demo pair with and without its draft, offline
 	$(BIN)/eagle-hf demo
 
 test: $(VENV)/.ready ## Run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
+	HF_HUB_OFFLINE=1 EAGLE_HF_FAST_NOTEBOOKS=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake tests notebooks
 
 test-oldest: ## Run the tests with the oldest supported transformers, in an environment of its own
 	$(MAKE) VENV=.venv-oldest .venv-oldest/.ready
 	.venv-oldest/bin/python -m pip install --quiet "transformers==$$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml).*"
-	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest -n $(WORKERS)
+	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest -n $(WORKERS) tests
 
 bench: $(VENV)/.ready ## Measure step cost and speedup on this machine
 	$(BIN)/python benchmarks/speed.py
 
 profile: $(VENV)/.ready ## Print time and operators of the parts of a step
 	$(BIN)/python benchmarks/profile_step.py
+
+bench-training: $(VENV)/.ready ## Measure throughput and memory of training against the length of texts
+	$(BIN)/python benchmarks/training_cost.py
 
 sweep: $(VENV)/.ready ## Print the speedup of several draft trees on the demo pair
 	$(BIN)/python benchmarks/tree_sweep.py

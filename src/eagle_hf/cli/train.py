@@ -158,6 +158,8 @@ def _samples(
 ) -> tuple[SampleDataset, SampleDataset | None]:
     """Samples to train and to evaluate on; reports what became of the rows."""
 
+    stop_token_ids = target.generation_config.eos_token_id if target.generation_config is not None else None
+
     def read(data: str) -> SampleDataset:
         samples = make_samples(
             data,
@@ -165,6 +167,7 @@ def _samples(
             max_length=data_args.max_length,
             overflow=data_args.overflow,  # type: ignore[arg-type]  # argparse has checked the choice
             last_turn_only=data_args.last_turn_only,
+            stop_token_ids=[stop_token_ids] if isinstance(stop_token_ids, int) else stop_token_ids,
             vocab_size=target.config.get_text_config(decoder=True).vocab_size,
             max_malformed=data_args.max_malformed,
         )
