@@ -57,7 +57,7 @@ def test_answers_are_what_the_target_generates_for_the_prompt_alone(target, toke
         assert alone[0, len(prompt) :].tolist() == line["answer_ids"]
         assert line["finished"] == (line["answer_ids"][-1] == tokenizer.eos_token_id)
         end = -1 if line["finished"] else None
-        content = tokenizer.decode(line["answer_ids"][:end], skip_special_tokens=True)
+        content = tokenizer.decode(line["answer_ids"][:end])
         assert line["messages"][-1] == {"role": "assistant", "content": content}
     finished = [line["finished"] for line in lines]
     assert any(finished), "the target never ends a turn: the test tests little"

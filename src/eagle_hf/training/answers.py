@@ -32,7 +32,8 @@ logger = logging.get_logger(__name__)
 @dataclass(frozen=True)
 class AnswerSettings:
     """
-    How answers are written. A run that goes on must have the settings it began with.
+    How answers are written. A run that goes on must have the settings it began with. What is not set here, such as a
+    repetition penalty, is that of `target.generation_config`.
 
     Args:
         max_new_tokens (`int`, *optional*, defaults to 1024): Most tokens of an answer.

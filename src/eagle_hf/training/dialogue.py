@@ -63,7 +63,8 @@ class Dialogue:
         """Write down the next answer, and go on to the turn after it."""
         is_finished = answer_ids[-1] in stop_ids
         content = answer_ids[:-1] if is_finished else answer_ids
-        text = self.chat_text.tokenizer.decode(content, skip_special_tokens=True)
+        # With its control tokens: where an answer holds `</think>`, the chat template must find it.
+        text = self.chat_text.tokenizer.decode(content)
         line: dict[str, Any] = {"row": self.number, "turn": len(self.lines)}
         line |= {name: self.row[name] for name in ("id", "tools", "chat_template_kwargs") if self.row.get(name)}
         turn = self.turns.pop(0)
