@@ -1,27 +1,22 @@
-r"""Train the target of the demo pair: a deep and thin Llama that writes short code, arithmetic and chat answers.
+"""Train the target of the demo pair: a deep and thin Llama that writes short code, arithmetic and chat answers.
 
 The data is JSON lines, plain or `.xz`, of conversations:
 
     {"source": "gsm8k_train", "finished": true,
      "messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
-Training runs in three stages. Most tokens are seen in short blocks (attention is what costs on a CPU), then the model
-learns to write answers as long as the second block size. Last it learns its own greedy answers, without those that do
-not end or repeat themselves: a chat model is sure of most of its tokens, while one that only saw the data is as unsure
-as the data is diverse, and writes nonsense when it is sampled:
+Training runs in two stages, so that most tokens are seen in short blocks (attention is what costs on a CPU) and the
+model still learns to write answers as long as the second block size:
 
-    COMMON="--tokenizer TOKENIZER --output runs/target"
-    python scripts/train_demo_target.py stage1 --data train.jsonl.xz $COMMON
-    python scripts/train_demo_target.py stage2 --data train.jsonl.xz $COMMON
-    python scripts/train_demo_head.py answers --greedy --data train.jsonl.xz --target runs/target/stage2 \
-        --output runs/own
-    python scripts/train_demo_target.py stage3 --data runs/own/answers.jsonl $COMMON
+    python scripts/train_demo_target.py stage1 --data train.jsonl.xz --tokenizer TOKENIZER --output runs/target
+    python scripts/train_demo_target.py stage2 --data train.jsonl.xz --tokenizer TOKENIZER --output runs/target
 
-A stage that was interrupted goes on from its newest checkpoint when it is started again. `--size large` trains the
+`mix` instead of a stage writes the conversations that are trained as `mix.jsonl`, whose prompts the head's answers are
+made from (docs/training.md). A stage that was interrupted goes on from its newest checkpoint when it is started again. `--size large` trains the
 24-layer, 256-wide model with the wide mix instead, which is meant for a GPU.
 
 On two AMD EPYC cores with bfloat16 instructions stage 1 took about 2 h 24 min, stage 2 43 min, with other work beside
-them and with glibc told to keep its memory (see train_demo_head.py). On a GPU it was not timed.
+them and with glibc told to keep its memory (see docs/training.md). On a GPU it was not timed.
 """
 
 import argparse
@@ -72,9 +67,7 @@ class Stage:
 STAGES = {
     "stage1": Stage(256, 8192, 4500, 2e-3, "constant_with_warmup", 200),
     "stage2": Stage(512, 8192, 1200, 2e-3, "linear", 20),
-    "stage3": Stage(512, 8192, 400, 5e-4, "linear", 20),
 }
-MAX_REPETITION = 0.5  # of the 4-grams of an answer of stage 3
 
 
 def read_conversations(path: Path, size: Size) -> list[list[dict[str, str]]]:
@@ -92,23 +85,12 @@ def read_conversations(path: Path, size: Size) -> list[list[dict[str, str]]]:
     return conversations
 
 
-def read_answers(path: Path, eos_token_id: int) -> list[list[int]]:
-    """Read the answers that `train_demo_head.py answers --greedy` wrote: the finished ones that hardly repeat."""
-    texts = []
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        answer = row["answer"]
-        grams = list(zip(*(answer[start:] for start in range(4)), strict=False))
-        if answer[-1] == eos_token_id and len(grams) - len(set(grams)) <= MAX_REPETITION * len(grams):
-            texts.append(row["prompt"] + answer)
-    return texts
+class PackedConversations(Dataset):
+    """Whole conversations packed into blocks of `block_size` tokens, best fit first; longer ones are cut at the end."""
 
-
-class PackedTexts(Dataset):
-    """Whole texts packed into blocks of `block_size` tokens, best fit first; longer ones are cut at the end."""
-
-    def __init__(self, texts: list[list[int]], pad_token_id: int, block_size: int, seed: int):
-        token_ids = [ids[:block_size] for ids in texts]
+    def __init__(self, conversations: list[list[dict[str, str]]], tokenizer, block_size: int, seed: int):
+        texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in conversations]
+        token_ids = [ids[:block_size] for ids in tokenizer(texts, add_special_tokens=False).input_ids]
         random.Random(seed).shuffle(token_ids)
         token_ids.sort(key=len, reverse=True)  # stable: equal lengths stay shuffled
         blocks_by_room: list[list[list[int]]] = [[] for _ in range(block_size + 1)]
@@ -122,7 +104,7 @@ class PackedTexts(Dataset):
         self.labels = torch.full((len(blocks), block_size), -100)  # (num_blocks, block_size)
         for row, block in zip(self.labels, blocks, strict=True):
             row[: len(block)] = torch.tensor(block)
-        self.input_ids = self.labels.masked_fill(self.labels == -100, pad_token_id)
+        self.input_ids = self.labels.masked_fill(self.labels == -100, tokenizer.pad_token_id)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -133,11 +115,11 @@ class PackedTexts(Dataset):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=[*STAGES, "mix"])
     parser.add_argument(
-        "--data", type=Path, required=True, help="conversations (.jsonl or .jsonl.xz); for stage 3 answers.jsonl"
+        "--data", type=Path, required=True, help="training conversations, JSON lines (.jsonl or .jsonl.xz)"
     )
-    parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer, with its chat template")
+    parser.add_argument("--tokenizer", help="folder of the tokenizer, with its chat template")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the trained model")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--max_steps", type=int, help="fewer steps than the recipe's, for trials")
@@ -146,17 +128,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    stage, size = STAGES[args.stage], SIZES[args.size]
+    size = SIZES[args.size]
+    if args.stage == "mix":
+        args.output.mkdir(parents=True, exist_ok=True)
+        with open(args.output / "mix.jsonl", "w") as file:
+            for messages in read_conversations(args.data, size):
+                file.write(json.dumps({"messages": messages}) + "\n")
+        return
+    if args.tokenizer is None:
+        parser.error(f"{args.stage} needs --tokenizer")
+    stage = STAGES[args.stage]
     on_gpu = torch.cuda.is_available()
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    if args.stage == "stage3":
-        texts = read_answers(args.data, tokenizer.eos_token_id)
-    else:
-        conversations = read_conversations(args.data, size)
-        rendered = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in conversations]
-        texts = tokenizer(rendered, add_special_tokens=False).input_ids
-    dataset = PackedTexts(texts, tokenizer.pad_token_id, stage.block_size, args.seed)
+    dataset = PackedConversations(read_conversations(args.data, size), tokenizer, stage.block_size, args.seed)
     print(f"{len(dataset)} blocks of {stage.block_size}, {dataset.num_tokens / 1e6:.1f}M tokens an epoch")
 
     if args.stage == "stage1":
@@ -175,8 +160,7 @@ def main() -> None:
         )
         model = LlamaForCausalLM(config)
     else:
-        before = {"stage2": "stage1", "stage3": "stage2"}[args.stage]
-        model = LlamaForCausalLM.from_pretrained(args.output / before, dtype=torch.float32)
+        model = LlamaForCausalLM.from_pretrained(args.output / "stage1", dtype=torch.float32)
     print(f"{model.num_parameters() / 1e6:.2f}M parameters")
 
     output = args.output / args.stage

@@ -50,3 +50,26 @@ def test_sweep_prints_a_line_per_tree(tmp_path):
     (tmp_path / "prompts.jsonl").write_text("\n".join(prompts))
     printed = run("tree_sweep", "--repeats", 1, "--new-tokens", 4, "--prompts", tmp_path / "prompts.jsonl")
     assert len(printed.splitlines()) == 10
+
+
+def test_training_cost_measures_every_length(tmp_path):
+    run("training_cost", "--lengths", 32, 64, "--steps", 1, "--num_unrolls", 2, "--json", tmp_path / "r.json")
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [row["length"] for row in rows] == [32, 64]
+    assert all(row["tokens_per_second"] > 0 for row in rows)
+
+
+def test_training_variants_trains_and_evaluates_each(tmp_path):
+    row = {"messages": [{"role": "user", "content": "Add 1 and 2."}, {"role": "assistant", "content": "It is 3."}]}
+    (tmp_path / "data.jsonl").write_text("\n".join([json.dumps(row)] * 8))
+    for task in ("mt_bench", "humaneval", "gsm8k", "alpaca", "sum", "qa"):
+        (tmp_path / "tasks" / task).mkdir(parents=True)
+        (tmp_path / "tasks" / task / "question.jsonl").write_text('{"turns": ["Add 1 and 2."]}')
+    variants = ["EAGLE-1, 4096 tokens (FR-Spec)", "EAGLE-3 on given answers"]
+    printed = run(
+        "training_variants", "--answers", tmp_path / "data.jsonl", "--conversations", tmp_path / "data.jsonl",
+        "--tasks", tmp_path / "tasks", "--output", tmp_path / "out", "--steps", 1, "--batch_size", 2,
+        "--prompts", 1, "--new_tokens", 6, "--variants", *variants,
+    )  # fmt: skip
+    assert set(json.loads((tmp_path / "out" / "results.json").read_text())) == set(variants)
+    assert all(f"| {variant} | " in printed for variant in variants)

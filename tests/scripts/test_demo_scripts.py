@@ -62,18 +62,19 @@ def test_the_larger_target_is_one_option_away(data, tmp_path):
     assert "M parameters" in printed
 
 
-def test_the_head_is_trained_on_the_targets_own_answers_and_fits_it(data, target, tmp_path):
-    common = ["--target", target, "--output", tmp_path, "--device", "cpu"]
-    answers = ["scripts/train_demo_head.py", "answers", *common, "--data", data, "--batch_size", 8, "--max_length", 96]
-    run(*answers, "--num_prompts", 24)
-    lines = (tmp_path / "answers.jsonl").read_text().splitlines()
-    assert len(lines) == 24
-    torn = "\n".join(lines[:13]) + "\n" + lines[13][:20]  # interrupted while it wrote
-    (tmp_path / "answers.jsonl").write_text(torn)
-    run(*answers, "--num_prompts", 24)
-    assert (tmp_path / "answers.jsonl").read_text().splitlines() == lines
-    printed = run("scripts/train_demo_head.py", "train", *common, "--max_steps", 2)
-    assert "draft vocabulary of 4096 tokens covers" in printed
+def test_the_head_is_trained_by_the_commands_of_its_card(data, target, tmp_path):
+    run("scripts/train_demo_target.py", "mix", "--data", data, "--output", tmp_path)
+    assert len((tmp_path / "mix.jsonl").read_text().splitlines()) == 40  # the unfinished one is left out
+    command = ["-m", "eagle_hf.cli.main"]
+    run(
+        *command, "prepare", "--target", target, "--data", tmp_path / "mix.jsonl", "--output",
+        tmp_path / "answers.jsonl", "--max-length", 64, "--num-prompts", 12, "--batch-size", 8,
+    )  # fmt: skip
+    printed = run(
+        *command, "train", "--config", "scripts/demo_head.yaml", "--target", target, "--data",
+        tmp_path / "answers.jsonl", "--output_dir", tmp_path, "--max_steps", 2, "--use_cpu",
+    )  # fmt: skip
+    assert "draft vocabulary of 4096 tokens, which covers 100.00%" in printed
     head = EagleDraftModel.from_pretrained(tmp_path / "head")
     model = AutoModelForCausalLM.from_pretrained(target)
     assert head.config.resolve_feature_layer_ids(model.config.num_hidden_layers) == [2, 8, 13]
