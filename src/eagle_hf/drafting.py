@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .attention import Rotary
 from .draft_options import DraftOptions
 from .dynamic_tree import grow_dynamic_tree, take
 from .kv_cache import GrowingCache, keep_nodes
-from .modeling_eagle import EagleDraftModel, Rotary
+from .modeling_eagle import EagleDraftModel
+from .parallel_chain import grow_parallel_chain
 from .rotary_table import RotaryTable
 from .static_tree import StaticPlan, grow_static_tree
 from .tree import DraftTree
@@ -57,6 +59,8 @@ class Drafter:
         self._lengths: list[int] = []  # committed rows of the cache
         self._root_positions: list[int] = []  # position of the newest token
         self._prompt_mask: torch.Tensor | None = None  # (batch_size, prompt_len), None where the prompt has no padding
+        self._placeholder: torch.Tensor | None = None
+        self.mask_token_id = draft.config.mask_token_id  # P-EAGLE: what stands for an unknown token
         self._last_hidden = torch.empty(0)  # (batch_size, 1, hidden_size): output at the newest true feature
 
     # ------------------------------------------------------------------ true features
@@ -151,7 +155,10 @@ class Drafter:
         """
         if max_depth < 1 or self.is_stopped:
             return DraftTree.root_only(roots)
-        if self.options.draft_tree == "static":
+        if self.draft.config.parallel_drafting:
+            depth = min(max_depth, self.options.draft_depth, self.options.num_assistant_tokens)
+            tree = grow_parallel_chain(self, roots, self._last_hidden, depth, self.options.draft_threshold)
+        elif self.options.draft_tree == "static":
             depth = min(max_depth, len(self.options.static_paths[-1]))
             if depth not in self._static_plans:
                 self._static_plans[depth] = StaticPlan.make(self.options.static_paths, depth, roots.device)
@@ -174,6 +181,17 @@ class Drafter:
     def level_rotary(self, depth: int) -> Rotary:
         """Rotary embedding of the nodes at a depth, the same for all of them."""
         return self._rotary.rows([position + depth - 1 for position in self._root_positions], 1)
+
+    def following_rotary(self, count: int) -> Rotary:
+        """Rotary embedding of the `count` rows behind the newest true one."""
+        return self._rotary.rows(self._root_positions, count)
+
+    @property
+    def placeholder(self) -> torch.Tensor:
+        """P-EAGLE: what stands for an unknown feature, projected, of shape `(1, 1, hidden_size)`."""
+        if self._placeholder is None:
+            self._placeholder = self.draft.project_features(self.draft.mask_hidden)
+        return self._placeholder
 
     def step(
         self, hidden: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor | None

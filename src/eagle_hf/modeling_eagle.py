@@ -5,23 +5,19 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from .attention import EagleAttention, Rotary
 from .checkpoints import read_checkpoint
 from .checkpoints.validation import check_tensors
 from .configuration_eagle import EagleConfig
 from .draft_options import DraftOptions
+from .multi_head_latent_attention import MultiHeadLatentAttention
 from .packed_linear import PackedLinear
-
-
-# Cosines, and sines whose first half is negated, of shape (batch_size, 1, seq_len, head_dim) each: then rotating x is
-# x * cos + roll(x, head_dim // 2) * signed_sin.
-Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -43,73 +39,14 @@ class EagleDraftOutput(ModelOutput):
     past_key_values: Cache | None = None
 
 
-class EagleAttention(nn.Module):
-    """
-    Grouped-query attention with rotary embeddings; its input may be wider than the head (EAGLE-3 reads two vectors).
-    """
-
-    def __init__(self, config: EagleConfig, layer_idx: int, input_size: int):
-        super().__init__()
-        self.layer_idx = layer_idx
-        self.head_dim = cast(int, config.head_dim)
-        self.num_heads, self.num_key_value_heads = config.num_attention_heads, cast(int, config.num_key_value_heads)
-        q_size, kv_size = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(input_size, q_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
-        if config.qk_norm:
-            self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-            self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.has_qk_norm = config.qk_norm
-        self.qkv = PackedLinear(self, "q_proj", "k_proj", "v_proj")
-
-    def project(
-        self, inputs: torch.Tensor, rotary: Rotary, packed: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        Rotated queries and keys, and values, for every row of `inputs` of shape `(batch_size, seq_len, input_size)`.
-
-        Returns:
-            Three tensors of shape `(batch_size, heads, seq_len, head_dim)`, keys and values with `num_key_value_heads`.
-        """
-        qkv = self.qkv(inputs, packed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # all heads in one dimension
-        num_rotated = self.num_heads + self.num_key_value_heads
-        qk, value = qkv[:, :num_rotated], qkv[:, num_rotated:]
-        if self.has_qk_norm:
-            qk = torch.cat([self.q_norm(qk[:, : self.num_heads]), self.k_norm(qk[:, self.num_heads :])], dim=1)
-        cos, signed_sin = rotary  # (batch_size, 1, seq_len, head_dim)
-        qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), signed_sin)
-        return qk[:, : self.num_heads], qk[:, self.num_heads :], value
-
-    def forward(
-        self,
-        inputs: torch.Tensor,
-        rotary: Rotary,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
-        packed: bool = False,
-    ) -> torch.Tensor:
-        """Attention output of shape `(batch_size, seq_len, hidden_size)`; the mask as in [`EagleDraftModel.step`]."""
-        query, key, value = self.project(inputs, rotary, packed)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        # Without a mask, attention is causal; a single row sees everything, which needs no mask at all.
-        is_causal = attention_mask is None and query.shape[2] > 1
-        output = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, is_causal=is_causal, enable_gqa=True
-        )  # (batch_size, num_attention_heads, seq_len, head_dim)
-        return self.o_proj(output.transpose(1, 2).flatten(2))
-
-
 class EagleMLP(nn.Module):
     """Gated MLP, as in Llama."""
 
     def __init__(self, config: EagleConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
         self.gate_up = PackedLinear(self, "gate_proj", "up_proj")
 
@@ -133,11 +70,12 @@ class EagleDecoderLayer(nn.Module):
         def norm() -> nn.Module:
             return nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-        self.self_attn = EagleAttention(config, layer_idx, config.hidden_size * (2 if self.reads_embeddings else 1))
+        attention_class = EagleAttention if config.kv_lora_rank is None else MultiHeadLatentAttention
+        self.self_attn = attention_class(config, layer_idx, config.hidden_size * (2 if self.reads_embeddings else 1))
         self.mlp = EagleMLP(config)
         self.input_layernorm = norm() if layer_idx > 0 or config.input_layernorm else nn.Identity()
         if self.reads_embeddings:
-            self.hidden_norm = norm()
+            self.hidden_norm = norm() if config.hidden_norm else nn.Identity()
         self.post_attention_layernorm = norm()
 
     def attention_inputs(
@@ -220,11 +158,15 @@ class EagleDraftModel(PreTrainedModel):
         target_hidden_size = cast(int, config.target_hidden_size)
         feature_size = config.num_features * target_hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embed_tokens else None
+        self.fc = None
         if config.eagle_version == 1:
             self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fc_bias)
         else:
-            self.fc = nn.Linear(feature_size, config.hidden_size, bias=config.fc_bias)
+            if config.use_fc:
+                self.fc = nn.Linear(feature_size, config.hidden_size, bias=config.fc_bias)
             self.norm = norm(config.hidden_size)
+        if config.parallel_drafting:  # stands for the features of tokens that are drafted at once
+            self.mask_hidden = nn.Parameter(torch.zeros(1, 1, feature_size))
         if config.fc_norm:
             self.fc_norm = nn.ModuleList(norm(target_hidden_size) for _ in range(config.num_features))
         if config.norm_before_fc:
@@ -237,7 +179,9 @@ class EagleDraftModel(PreTrainedModel):
             # Offsets, as every published head stores them: target id = draft id + d2t[draft id].
             self.register_buffer("d2t", torch.zeros(cast(int, config.draft_vocab_size), dtype=torch.long))
         self.rotary_emb = LlamaRotaryEmbedding(config)
-        self.generation_config = DraftOptions().to_generation_config()
+        # A head that drafts in parallel knows nothing of branches.
+        tree = "chain" if config.parallel_drafting else "dynamic"
+        self.generation_config = DraftOptions(draft_tree=tree).to_generation_config()
         # Unless the user chose them when loading, `generate` brings the head to its target's device and dtype.
         self.has_explicit_device = self.has_explicit_dtype = False
         self.post_init()
@@ -257,6 +201,7 @@ class EagleDraftModel(PreTrainedModel):
         cache_dir: str | os.PathLike | None = None,
         force_download: bool = False,
         local_files_only: bool = False,
+        feature_layer_ids: list[int] | None = None,
         **kwargs: Any,
     ) -> "EagleDraftModel":
         """
@@ -272,6 +217,10 @@ class EagleDraftModel(PreTrainedModel):
             device_map (`str`, `dict`, `torch.device` or `int`, *optional*):
                 Where to put the head. By default, in `generate`, the target's device.
             revision, subfolder, token, cache_dir, force_download, local_files_only: As in `transformers`.
+            feature_layer_ids (`list[int]`, *optional*):
+                Hidden states of the target that the head reads, if the repository is wrong about them; see
+                [`EagleConfig`].
+            kwargs: Other fields of [`EagleConfig`], likewise, such as `norm_output` or `mask_token_id`.
 
         Raises:
             `OSError`: if a file is missing, damaged, or unsafe to read.
@@ -279,9 +228,13 @@ class EagleDraftModel(PreTrainedModel):
         """
         for name in ("_from_auto", "adapter_kwargs", "trust_remote_code"):  # what Auto classes pass; nothing is remote
             kwargs.pop(name, None)
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in EagleConfig.__annotations__}
+        if feature_layer_ids is not None:
+            overrides["feature_layer_ids"] = feature_layer_ids
         checkpoint = read_checkpoint(
             pretrained_model_name_or_path,
             config=config,
+            overrides=overrides,
             revision=revision,
             subfolder=subfolder,
             token=token,
@@ -343,7 +296,8 @@ class EagleDraftModel(PreTrainedModel):
 
     def rotary(self, position_ids: torch.Tensor) -> Rotary:
         """Rotary embedding of positions of shape `(batch_size, seq_len)`, as `step` takes it."""
-        cos, sin = self.rotary_emb(self.fc.weight, position_ids)  # only device and dtype of the first argument are read
+        like = cast(EagleDecoderLayer, self.layers[0]).mlp.down_proj.weight  # only its device and dtype are read
+        cos, sin = self.rotary_emb(like, position_ids)
         half = sin.shape[-1] // 2
         return cos[:, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, None]
 
@@ -366,7 +320,7 @@ class EagleDraftModel(PreTrainedModel):
             features = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
         elif self.config.norm_before_fc:
             features = self.input_norm(features)
-        return self.fc(features)
+        return features if self.fc is None else self.fc(features)
 
     def forward(
         self,
@@ -441,7 +395,7 @@ class EagleDraftModel(PreTrainedModel):
             `torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`: `last_hidden_state`.
         """
         if self.config.eagle_version == 1:
-            hidden_states = self.fc(torch.cat([inputs_embeds, hidden_states], dim=-1))
+            hidden_states = cast(nn.Linear, self.fc)(torch.cat([inputs_embeds, hidden_states], dim=-1))
         for layer in self.layers:
             hidden_states = layer(hidden_states, inputs_embeds, rotary, attention_mask, past_key_values, packed)
         return self.norm(hidden_states) if self.config.norm_output else hidden_states
@@ -449,7 +403,7 @@ class EagleDraftModel(PreTrainedModel):
     def pack_projections(self) -> None:
         """Let `step(..., packed=True)` compute projections of the same input at once; again whenever weights moved."""
         for layer in cast(list[EagleDecoderLayer], self.layers):
-            layer.self_attn.qkv.pack()
+            layer.self_attn.pack()
             layer.mlp.gate_up.pack()
 
     def compute_logits(self, last_hidden_state: torch.Tensor) -> torch.Tensor:

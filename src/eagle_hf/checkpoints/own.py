@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ..configuration_eagle import EagleConfig
+from .head import Head
 
 
 def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
@@ -12,6 +13,6 @@ def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
     return config.get("model_type") == EagleConfig.model_type
 
 
-def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[EagleConfig, dict[str, torch.Tensor]]:
+def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
     """Our configuration and tensors as they are."""
-    return EagleConfig.from_dict(config), weights
+    return Head(EagleConfig.from_dict(config), weights)

@@ -24,7 +24,9 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import repeat_kv
 
-from ..modeling_eagle import EagleAttention, EagleDecoderLayer, EagleDraftModel, Rotary
+from ..attention import EagleAttention, Rotary
+from ..modeling_eagle import EagleDecoderLayer, EagleDraftModel
+from ..multi_head_latent_attention import MultiHeadLatentAttention
 
 
 @dataclass
@@ -134,7 +136,7 @@ def training_time_test_loss(
 
 
 def _unrolled_attention(
-    attention: EagleAttention,
+    attention: EagleAttention | MultiHeadLatentAttention,
     inputs: torch.Tensor,
     rotary: Rotary,
     hidden_keys: torch.Tensor,
@@ -150,7 +152,7 @@ def _unrolled_attention(
     groups = attention.num_heads // attention.num_key_value_heads
     history.append((repeat_kv(key, groups), repeat_kv(value, groups)))
     (true_keys, true_values), *guesses = history
-    query = query * attention.head_dim**-0.5
+    query = query * attention.scaling
     scores = query @ true_keys.transpose(2, 3)  # (batch_size, heads, seq_len, seq_len)
     seq_len = scores.shape[-1]
     scores = scores.masked_fill(hidden_keys, torch.finfo(scores.dtype).min)
