@@ -133,7 +133,33 @@ class Drafter:
     def _step(
         self, features: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        return self.step(self.draft.project_features(features.to(self.draft.dtype)), tokens, rotary, mask)
+        sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=False)
+        hidden = self.draft.project_features(features.to(self.draft.dtype))
+        return self._forward(hidden, tokens, rotary, mask, sliding_mask)
+
+    def _within_window(self, mask: torch.Tensor | None, num_rows: int, are_guesses: bool) -> torch.Tensor | None:
+        """
+        The mask of layers with a sliding window, of the shape of `mask`; `None` where all that is visible is within it.
+        Guesses have the window of the root: they see a few rows more than in training, at its far end.
+        """
+        window = self.draft.config.sliding_window
+        if window is None:
+            return None
+        past_len = max(self._lengths, default=0)
+        num_columns = past_len + num_rows if mask is None else mask.shape[-1]
+        if num_columns <= window:
+            return None
+        device = self.draft.device
+        lengths = torch.tensor(self._lengths or [0], device=device)[:, None, None]
+        columns = torch.arange(num_columns, device=device)[None, None]
+        rows = torch.arange(num_rows, device=device)[None, :, None]
+        if mask is None:  # causal; without a mask, columns are in place in all rows
+            mask = (columns <= past_len + rows)[:, None]
+        if are_guesses:
+            return mask & ((columns >= past_len) | (lengths - columns < window))[:, None]
+        new = columns - past_len  # which new row a column is, where it is one
+        distance = torch.where(new < 0, lengths + rows - columns, rows - new)
+        return mask & (distance < window)[:, None]
 
     # ------------------------------------------------------------------ trees
 
@@ -209,10 +235,19 @@ class Drafter:
         Returns:
             `torch.Tensor` of shape `(batch_size, num_rows, hidden_size)`
         """
+        return self._forward(hidden, tokens, rotary, mask, self._within_window(mask, tokens.shape[1], are_guesses=True))
+
+    def _forward(
+        self,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        rotary: Rotary,
+        mask: torch.Tensor | None,
+        sliding_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
         self.num_forwards += 1
-        return self.draft.step(
-            hidden, self.embed_tokens(tokens).to(hidden.dtype), rotary, mask, self._cache, packed=True
-        )
+        embeds = self.embed_tokens(tokens).to(hidden.dtype)
+        return self.draft.step(hidden, embeds, rotary, mask, self._cache, packed=True, sliding_mask=sliding_mask)
 
     def top_children(self, hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """

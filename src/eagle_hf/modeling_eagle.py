@@ -66,6 +66,8 @@ class EagleDecoderLayer(nn.Module):
         super().__init__()
         self.reads_embeddings = config.eagle_version == 3 and layer_idx == 0
         self.norm_before_residual = config.norm_before_residual
+        layers = config.sliding_window_layers
+        self.has_window = config.sliding_window is not None and (layers is None or layer_idx in layers)
 
         def norm() -> nn.Module:
             return nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -356,6 +358,7 @@ class EagleDraftModel(PreTrainedModel):
         if position_ids is None:
             position_ids = torch.arange(past_len, past_len + seq_len, device=hidden_states.device)[None]
         rotary = self.rotary(position_ids)
+        is_explicit = attention_mask is not None and attention_mask.dim() == 4
         if attention_mask is None and past_len > 0 and seq_len > 1:
             attention_mask = _causal_mask(seq_len, past_len, hidden_states.device)
         elif attention_mask is not None and attention_mask.dim() == 2:
@@ -363,7 +366,16 @@ class EagleDraftModel(PreTrainedModel):
             itself = causal.triu(past_len)  # a padding row still sees itself, or its output would be NaN
             attention_mask = causal & attention_mask[:, None, None].bool() | itself
 
-        last_hidden_state = self.step(hidden_states, inputs_embeds, rotary, attention_mask, past_key_values)
+        sliding_mask = None
+        window = self.config.sliding_window
+        if window is not None and past_len + seq_len > window and not is_explicit:
+            visible = (
+                _causal_mask(seq_len, past_len, hidden_states.device) if attention_mask is None else attention_mask
+            )
+            sliding_mask = visible & torch.ones_like(visible[:1]).triu(past_len - window + 1)
+        last_hidden_state = self.step(
+            hidden_states, inputs_embeds, rotary, attention_mask, past_key_values, sliding_mask=sliding_mask
+        )
         return EagleDraftOutput(
             last_hidden_state=last_hidden_state,
             logits=None if self.lm_head is None else self.compute_logits(last_hidden_state),
@@ -378,6 +390,7 @@ class EagleDraftModel(PreTrainedModel):
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
         packed: bool = False,
+        sliding_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         `forward` without its defaults and without logits, for the drafting loop.
@@ -390,6 +403,8 @@ class EagleDraftModel(PreTrainedModel):
                 What each row sees. `None` is causal, and allowed for a single row or an empty cache only.
             packed (`bool`, *optional*, defaults to `False`):
                 Whether to compute projections of the same input at once, without gradients; after `pack_projections`.
+            sliding_mask (`torch.BoolTensor`, *optional*):
+                What rows see in layers with a sliding window; the same as in others by default.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`: `last_hidden_state`.
@@ -397,7 +412,8 @@ class EagleDraftModel(PreTrainedModel):
         if self.config.eagle_version == 1:
             hidden_states = cast(nn.Linear, self.fc)(torch.cat([inputs_embeds, hidden_states], dim=-1))
         for layer in self.layers:
-            hidden_states = layer(hidden_states, inputs_embeds, rotary, attention_mask, past_key_values, packed)
+            mask = attention_mask if sliding_mask is None or not layer.has_window else sliding_mask
+            hidden_states = layer(hidden_states, inputs_embeds, rotary, mask, past_key_values, packed)
         return self.norm(hidden_states) if self.config.norm_output else hidden_states
 
     def pack_projections(self) -> None:

@@ -1,7 +1,7 @@
 """From a repository or folder to a checked configuration and checked tensors."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,10 @@ def read_checkpoint(
     weights = head.weights
     config = config if config is not None else head.config
     if overrides:
-        config = EagleConfig.from_dict(config.to_dict() | {"published_feature_layer_ids": None} | overrides)
+        if "feature_layer_ids" in overrides:
+            overrides = {"published_feature_layer_ids": None} | overrides
+        config = EagleConfig.from_dict(config.to_dict() | overrides)
+    logger.info(f"{repo} is a head in the layout {'; '.join(head.decisions)}. {config}")
     weights = check_vocabulary(config, weights, source)
     check_finite(weights, source)
     generation_path = find_file(repo, "generation_config.json", **hub_kwargs)
@@ -98,7 +101,6 @@ def _read_layout(
         # The user's list takes the place of the repository's, so that the two need not agree.
         config = config | {"eagle_aux_hidden_state_layer_ids": list(overrides["feature_layer_ids"])}
     head = layout.read(config, weights)
-    decisions = [*head.decisions, *(f"{name}={value!r} as asked for" for name, value in overrides.items())]
     name = layout.__name__.rpartition(".")[2]
-    logger.info(f"{repo} is a head in the layout `{name}`: {'; '.join(decisions)}. {head.config}")
-    return head
+    asked_for = [f"{field}={value!r} as asked for" for field, value in overrides.items()]
+    return replace(head, decisions=[f"`{name}`", *head.decisions, *asked_for])
