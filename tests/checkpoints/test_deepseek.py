@@ -23,7 +23,8 @@ def test_the_sample_for_kimi_computes_what_its_class_computes():
 
 @pytest.mark.parametrize(
     ("listed", "ids"), [([1, 3, 4], [2, 4, 5]), ([2, 4, 5], [2, 4, 5]), ([3, 30, 58], [3, 30, 58])]
-) @ pytest.mark.parametrize("architecture", ["Eagle3DeepseekV2ForCausalLM", "Eagle3DeepseekV3ForCausalLM"])
+)
+@pytest.mark.parametrize("architecture", ["Eagle3DeepseekV2ForCausalLM", "Eagle3DeepseekV3ForCausalLM"])
 def test_lists_that_do_not_start_with_1_are_hidden_states(tmp_path, listed, ids, architecture):
     config, weights = read_head(SAMPLES / "kimi-mla-eagle3")
     config |= {"architectures": [architecture], "model_type": "deepseek_v3"}

@@ -96,6 +96,12 @@ def test_a_full_vocabulary_comes_with_a_copy_of_the_targets_lm_head(tmp_path):
     check_reference(draft, weights)
 
 
+def test_heads_of_llama_4_name_the_width_of_their_mlp_apart(tmp_path):
+    weights = dense_head()
+    sizes = {"model_type": "llama4_text", "intermediate_size": 8192, "intermediate_size_mlp": FLAT["intermediate_size"]}
+    check_reference(load(tmp_path, weights, sizes), weights)
+
+
 def test_quantised_heads_are_refused(tmp_path):
     with pytest.raises(ValueError, match="quantised"):
         load(tmp_path, dense_head(), {"quantization_config": {"quant_algo": "FP8"}})

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import use_options
+from doubles import random_draft
 from layouts import (
     DRAFT_VOCAB,
     FLAT,
@@ -10,6 +11,7 @@ from layouts import (
     VOCAB,
     check_reference,
     dense_head,
+    random_inputs,
     read_head,
     reference,
     tiny_llama,
@@ -110,3 +112,41 @@ def test_export_to_vllm_keeps_everything(tmp_path):
     assert written.keys() == weights.keys()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in written.items())
     assert (config["speculators_model_type"], config["mask_token_id"]) == ("peagle", 77)
+
+
+def test_speculators_own_class_computes_the_same(tmp_path):
+    """Its training forward, in which every true row is continued by placeholders, against the chains that we draft."""
+    core = pytest.importorskip("speculators.models.peagle.core")
+    losses = pytest.importorskip("speculators.losses")
+    target = tiny_llama()
+    target.save_pretrained(tmp_path / "target")
+    fields = {"num_hidden_layers": 4, "num_key_value_heads": 4, "own_embed_tokens": True, "mask_token_id": 5}
+    draft = random_draft(target, parallel_drafting=True, feature_layer_ids=[2, 4, 5], **fields)
+    draft.mask_hidden.data.normal_(generator=torch.Generator().manual_seed(0))
+    folder = export_checkpoint(draft, tmp_path / "head", "speculators", target=str(tmp_path / "target"))
+    theirs = core.PEagleDraftModel.from_pretrained(folder, dtype=torch.float32).eval()
+    logits, positions = [], []
+    theirs.lm_head.register_forward_hook(lambda module, args, output: logits.append(output[0]))
+    theirs.rotary_emb.register_forward_pre_hook(lambda module, args: positions.append(args[1][0].tolist()))
+    features, _ = random_inputs(draft)
+    length = features.shape[1]
+    tokens = torch.randint(VOCAB, (1, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs(
+            features, tokens, document_ids=torch.zeros_like(tokens), loss_mask=torch.ones_like(tokens), num_depths=3,
+            verifier_last_hidden_states=torch.zeros(1, length, HIDDEN), down_sample_ratio=1.0,
+            down_sample_ratio_min=1.0, loss_config=losses.resolve_loss_config("ce", "eager"),
+        )  # fmt: skip
+    depth, rows = 0, {}  # which row is which guess behind which true row; rows come depth by depth
+    for row, (before, position) in enumerate(zip([-1, *positions[0]], positions[0], strict=False)):
+        depth += position < before
+        rows[position - depth, depth] = logits[0][row]
+    assert len(rows) > 2 * length
+    for anchor in range(length):
+        drafter = Drafter(draft, DraftOptions(draft_depth=3), lambda ids: None, lambda hidden: None)
+        drafter.read_prompt(features[:, : anchor + 1], tokens[:, : anchor + 1], torch.arange(anchor + 1)[None], None)
+        tree = drafter.grow(tokens[:, anchor], max_depth=3)
+        expected = [rows[anchor, depth].log_softmax(-1).max(-1) for depth in range(3) if (anchor, depth) in rows]
+        assert tree.tokens[0, 1 : len(expected) + 1].tolist() == [int(best.indices) for best in expected]
+        scores = torch.stack([best.values for best in expected]).cumsum(0)
+        torch.testing.assert_close(tree.scores[0, 1 : len(expected) + 1], scores, rtol=1e-4, atol=1e-4)

@@ -41,6 +41,15 @@ def test_biases_of_qwen2_heads_are_seen_in_the_tensors(tmp_path):
         assert torch.equal(draft.layers[0].self_attn.k_proj.bias, biases["layers.0.self_attn.k_proj.bias"])
 
 
+def test_the_form_that_early_vllm_wanted(tmp_path):
+    config, weights = read_head(SAMPLES / "safeailab-eagle1-vicuna")
+    nested = {"model_type": "eagle", "model": config | {"eagle_fc_bias": True}}
+    copied = weights | {"lm_head.weight": torch.zeros(512, 64)}
+    draft = EagleDraftModel.from_pretrained(write_head(tmp_path, nested, copied))
+    assert (draft.config.eagle_version, draft.config.fc_bias) == (1, True)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in draft.state_dict().items())
+
+
 class TestExport:
     @pytest.mark.parametrize(
         "name",

@@ -45,6 +45,8 @@ def shared_fields(config: dict[str, Any]) -> dict[str, Any]:
     if missing:
         raise ValueError(f"config.json of the head lacks {', '.join(missing)}.")
     fields = {name: config[name] for name in _SHARED if config.get(name) is not None}
+    if config.get("model_type") == "llama4_text":  # there the other one is that of experts
+        fields["intermediate_size"] = config.get("intermediate_size_mlp", config["intermediate_size"])
     return fields | {"rms_norm_eps": config.get("rms_norm_eps", 1e-6), "rope_parameters": read_rope(config)}
 
 

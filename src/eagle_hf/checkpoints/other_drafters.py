@@ -6,8 +6,9 @@ import torch
 
 
 _DFLASH = (
-    "is a DFlash drafter, which drafts a block at once. `transformers` runs it itself: load it with "
-    "`AutoModel.from_pretrained` and call `target.generate(..., assistant_model=drafter, speculation_type='dflash')`"
+    "is a DFlash drafter, which drafts a block at once. `transformers` runs such drafters itself: load it with "
+    "`AutoModel.from_pretrained` (with `trust_remote_code=True` where the repository brings the class) "
+    "and call `target.generate(..., assistant_model=drafter, speculation_type='dflash')`"
 )
 _MTP = (
     "holds multi-token prediction (MTP) layers, which belong to their target. `transformers` runs them itself where "
@@ -40,7 +41,7 @@ def recognise(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> str |
     architecture = " ".join(map(str, config.get("architectures") or [])).lower()
     if "hidden_norm.weight" in names or kind.startswith("dflash") or "dflash" in architecture + model_type:
         return _DFLASH
-    if "dflash_config" in config or "dspark_config" in config:
+    if "dflash_config" in config or model_type == "muse_glimmer_assistant":
         return _DFLASH
     is_mtp_layer = any(name.startswith(("mtp_layers.", "mtp.")) or ".eh_proj." in f".{name}" for name in names)
     if is_mtp_layer or kind == "mtp" or "mtp" in architecture:
@@ -52,9 +53,7 @@ def recognise(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> str |
     if "assistant" in model_type and "gemma" in model_type:
         return _GEMMA
     if kind not in ("", "eagle3", "peagle"):
-        return (
-            f"is a speculator of kind {kind!r}, of which speculators and vLLM know how to run it; this library does not"
-        )
+        return f"is a speculator of kind {kind!r}, which this library does not run. The library speculators and vLLM do"
     if any("lora_" in name for name in names):
         return _ADAPTER
     has_plain_layers = any(name.endswith("layers.0.self_attn.q_proj.weight") for name in names)

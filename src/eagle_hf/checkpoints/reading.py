@@ -66,6 +66,7 @@ def read_checkpoint(
     if config_path is None:
         raise OSError(f"{repo} has no config.json, so that it is no EAGLE head (nor any model of `transformers`).")
     config_dict = read_json(config_path)
+    _refuse_other_drafters(repo, config_dict, {})  # before weights are downloaded, which may be a whole target's
     weights, source = read_weights(repo, **hub_kwargs)
     overrides = overrides or {}
     head = _read_layout(repo, config_dict, weights, overrides)
@@ -85,12 +86,16 @@ def read_checkpoint(
     return EagleCheckpoint(config, weights, generation_config, source)
 
 
-def _read_layout(
-    repo: str | os.PathLike, config: dict[str, Any], weights: dict[str, torch.Tensor], overrides: dict[str, Any]
-) -> Head:
+def _refuse_other_drafters(repo: str | os.PathLike, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     other = None if own.matches(config, weights) else recognise(config, weights)
     if other is not None:
         raise ValueError(f"{repo} is no EAGLE head: it {other}.")
+
+
+def _read_layout(
+    repo: str | os.PathLike, config: dict[str, Any], weights: dict[str, torch.Tensor], overrides: dict[str, Any]
+) -> Head:
+    _refuse_other_drafters(repo, config, weights)
     layout = next((layout for layout in _LAYOUTS if layout.matches(config, weights)), None)
     if layout is None:
         raise ValueError(

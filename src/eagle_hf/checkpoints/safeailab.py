@@ -23,6 +23,8 @@ def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
     """Whether the tensors are those of an authors' head."""
     if any(name.startswith("midlayer.") for name in weights):
         return is_eagle3(canonical_names(weights))
+    if isinstance(config.get("model"), dict):
+        return "fc.weight" in weights
     return "fc.weight" in weights and "layers.0.mlp.up_proj.weight" in weights and not weights.keys() & _EAGLE3_ONLY
 
 
@@ -43,6 +45,9 @@ def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
     weights = canonical_names(weights)
     if is_eagle3(weights):
         return read_eagle3(config, weights)
+    if isinstance(config.get("model"), dict):  # as early vLLM wanted these heads: nested, with a copy of `lm_head`
+        config = config["model"] | {"bias": config["model"].get("eagle_fc_bias", False)}
+        weights.pop("lm_head.weight", None)
     has_qkv_bias = "layers.0.self_attn.q_proj.bias" in weights
     head = EagleConfig(
         **shared_fields(config),
