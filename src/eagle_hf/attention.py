@@ -32,7 +32,6 @@ class EagleAttention(nn.Module):
         self.v_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=config.o_bias)
         self.scaling = self.head_dim**-0.5
-        self.rotary_dim = int(self.head_dim * (config.rope_parameters or {}).get("partial_rotary_factor", 1.0))
         if config.qk_norm:
             self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
             self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
@@ -53,10 +52,11 @@ class EagleAttention(nn.Module):
         qk, value = qkv[:, :num_rotated], qkv[:, num_rotated:]
         if self.has_qk_norm:
             qk = torch.cat([self.q_norm(qk[:, : self.num_heads]), self.k_norm(qk[:, self.num_heads :])], dim=1)
-        cos, signed_sin = rotary  # (batch_size, 1, seq_len, rotary_dim)
-        rotated = qk if self.rotary_dim == self.head_dim else qk[..., : self.rotary_dim]
-        rotated = torch.addcmul(rotated * cos, rotated.roll(self.rotary_dim // 2, -1), signed_sin)
-        qk = rotated if self.rotary_dim == self.head_dim else torch.cat([rotated, qk[..., self.rotary_dim :]], dim=-1)
+        cos, signed_sin = rotary  # (batch_size, 1, seq_len, rotary_dim), less than head_dim if a part is rotated
+        size = cos.shape[-1]
+        rotated = qk if size == self.head_dim else qk[..., :size]
+        rotated = torch.addcmul(rotated * cos, rotated.roll(size // 2, -1), signed_sin)
+        qk = rotated if size == self.head_dim else torch.cat([rotated, qk[..., size:]], dim=-1)
         return qk[:, : self.num_heads], qk[:, self.num_heads :], value
 
     def forward(

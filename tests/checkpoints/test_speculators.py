@@ -139,7 +139,7 @@ def test_a_window_is_kept(tmp_path):
 
 
 def test_a_part_of_each_head_may_be_rotated(tmp_path):
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     weights = dense_head()
     draft = EagleDraftModel.from_pretrained(write_head(tmp_path, with_layer(rope_parameters=rope), weights)).eval()
     attention = draft.layers[0].self_attn
