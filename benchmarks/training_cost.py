@@ -28,8 +28,7 @@ def measure(length: int, num_unrolls: int, steps: int, draft_vocab_size: int) ->
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(ROOT / "hub_cards" / "demo-llama-7m", dtype=torch.float32)
     head = new_head(model, torch.arange(draft_vocab_size)).train()
-    ids = [2, model.config.num_hidden_layers // 2, model.config.num_hidden_layers - 3]
-    target = FrozenTarget(model, ids, torch.device("cpu"))
+    target = FrozenTarget(model, head.config, torch.device("cpu"))
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-4)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []

@@ -7,6 +7,7 @@ Importing this package makes `generate(assistant_model=draft)` understand EAGLE 
 from transformers import AutoConfig, AutoModel
 
 from . import versions  # noqa: F401 (first: it says which transformers is needed before anything else fails)
+from .checkpoints import export_checkpoint
 from .configuration_eagle import EagleConfig
 from .draft_options import DraftOptions
 from .generation.output import EagleGenerateOutput
@@ -26,6 +27,7 @@ __all__ = [
     "EagleGenerateOutput",
     "attach",
     "detach",
+    "export_checkpoint",
     "install",
     "uninstall",
 ]

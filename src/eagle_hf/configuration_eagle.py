@@ -38,9 +38,13 @@ class EagleConfig(PreTrainedConfig):
             Width of the target's hidden states. Defaults to `hidden_size`. Where it differs, the head needs its own
             embedding.
         feature_layer_ids (`list[int]`, *optional*):
-            Which entries of the target's `hidden_states` the head reads: 0 is the embedding, `i` the output of layer
-            `i - 1`, -1 the last hidden state after the final norm. `None` means the choice of the authors,
-            `[2, n // 2, n - 3]` for a target of `n` layers (EAGLE-3). EAGLE-1 heads read `[-1]`.
+            Which hidden states of a target of `n` layers the head reads: 0 is the embedding, `i` the output of layer
+            `i - 1`, so that `n` is the output of the last layer **before** the final norm, and -1 the last hidden state
+            **after** it (what `hidden_states[n]` is in `transformers`). `None` means the choice of the authors,
+            `[2, n // 2, n - 3]` (EAGLE-3). EAGLE-1 heads read `[-1]`.
+        published_feature_layer_ids (`list[int]`, *optional*):
+            What the repository of the head says, where it counts outputs of layers from 0 instead: one less than
+            `feature_layer_ids`. Kept because such a list may turn out to be meant as it is once the target is known.
         own_embed_tokens (`bool`, *optional*, defaults to `False`):
             Whether the head carries its own token embedding. Otherwise it uses the target's.
         intermediate_size (`int`, *optional*, defaults to 14336): Width of the MLP.
@@ -56,11 +60,19 @@ class EagleConfig(PreTrainedConfig):
             Rotary embedding of the **head**, in the form of `transformers`. Defaults to theta 10000 whatever the target
             uses, as in the authors' code.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of newly initialised weights.
-        fc_bias (`bool`, *optional*, defaults to `False`): Whether `fc` has a bias (EAGLE-1 heads for Llama-2 and
-        Vicuna). qkv_bias (`bool`, *optional*, defaults to `False`): Whether the q, k and v projections have one (Qwen2
-        heads). input_layernorm (`bool`, *optional*):
+        use_fc (`bool`, *optional*, defaults to `True`):
+            EAGLE-3: whether features go through `fc`. Without it, the head reads one hidden state as it is.
+        fc_bias (`bool`, *optional*, defaults to `False`):
+            Whether `fc` has a bias (EAGLE-1 heads for Llama-2 and Vicuna).
+        qkv_bias (`bool`, *optional*, defaults to `False`):
+            Whether the q, k and v projections have one (Qwen2 heads).
+        o_bias (`bool`, *optional*, defaults to `False`): Whether the output projection of attention has one.
+        mlp_bias (`bool`, *optional*, defaults to `False`): Whether the projections of the MLP have one.
+        input_layernorm (`bool`, *optional*):
             Whether the first layer normalises what it reads: the token embedding in EAGLE-3 (default `True`), its
             input in EAGLE-1 (default `False`).
+        hidden_norm (`bool`, *optional*, defaults to `True`):
+            EAGLE-3: whether the first layer normalises the projected feature for attention.
         norm_before_residual (`bool`, *optional*, defaults to `False`):
             EAGLE-3: whether the first layer's residual is the normalised feature instead of the raw one.
         norm_before_fc (`bool`, *optional*, defaults to `False`):
@@ -70,7 +82,20 @@ class EagleConfig(PreTrainedConfig):
         norm_output (`bool`, *optional*, defaults to `False`):
             EAGLE-3: whether the next draft step takes `norm(y)` instead of `y`.
         qk_norm (`bool`, *optional*, defaults to `False`): RMSNorm on every query and key head.
-        base_model_name_or_path (`str`, *optional*): The target this head was trained for.
+        sliding_window (`int`, *optional*): How many rows a row of the head sees, itself included. All by default.
+        sliding_window_layers (`list[int]`, *optional*): Layers that `sliding_window` is for. All by default.
+        kv_lora_rank (`int`, *optional*):
+            Width of the latent of keys and values. Set for heads with multi-head latent attention, as DeepSeek's; then
+            `head_dim` is `qk_rope_head_dim`.
+        q_lora_rank (`int`, *optional*): Latent attention: width of the latent of queries; `None` for none.
+        qk_nope_head_dim, qk_rope_head_dim, v_head_dim (`int`, *optional*):
+            Latent attention: widths of a head's query without position, query with position, and value.
+        rope_interleave (`bool`, *optional*, defaults to `True`):
+            Latent attention: whether the two numbers that are rotated together lie side by side.
+        parallel_drafting (`bool`, *optional*, defaults to `False`):
+            P-EAGLE: the head drafts a whole chain in one forward, in which later tokens have a placeholder for
+        features. mask_token_id (`int`, *optional*): P-EAGLE: target token that stands for tokens that are not known
+        yet. base_model_name_or_path (`str`, *optional*): The target this head was trained for.
 
     Raises:
         `ValueError`: if the fields contradict each other. The message names both.
@@ -98,6 +123,7 @@ class EagleConfig(PreTrainedConfig):
     hidden_size: int = 4096
     target_hidden_size: int | None = None
     feature_layer_ids: list[int] | None = None
+    published_feature_layer_ids: list[int] | None = None
     own_embed_tokens: bool = False
     intermediate_size: int = 14336
     num_hidden_layers: int = 1
@@ -109,16 +135,29 @@ class EagleConfig(PreTrainedConfig):
     max_position_embeddings: int = 2048
     rope_parameters: dict | None = None
     initializer_range: float = 0.02
+    use_fc: bool = True
     fc_bias: bool = False
     qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
     input_layernorm: bool | None = None
+    hidden_norm: bool = True
     norm_before_residual: bool = False
     norm_before_fc: bool = False
     fc_norm: bool = False
     norm_output: bool = False
     qk_norm: bool = False
+    sliding_window: int | None = None
+    sliding_window_layers: list[int] | None = None
+    kv_lora_rank: int | None = None
+    q_lora_rank: int | None = None
+    qk_nope_head_dim: int | None = None
+    qk_rope_head_dim: int | None = None
+    v_head_dim: int | None = None
+    rope_interleave: bool = True
+    parallel_drafting: bool = False
+    mask_token_id: int | None = None
     tie_word_embeddings: bool = False
-    mlp_bias: bool = False
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -129,11 +168,13 @@ class EagleConfig(PreTrainedConfig):
             self.target_hidden_size = self.hidden_size
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
+        if self.kv_lora_rank is not None:
+            self.head_dim = self.qk_rope_head_dim  # what rotary embeddings are made for
         if self.head_dim is None and self.num_attention_heads > 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.input_layernorm is None:
             self.input_layernorm = self.eagle_version == 3
-        if self.feature_layer_ids is None and self.eagle_version == 1:
+        if self.feature_layer_ids is None and (self.eagle_version == 1 or not self.use_fc):
             self.feature_layer_ids = [-1]
         super().__post_init__(**kwargs)
         self.validate_architecture()  # `@strict` does it as well, but wraps the `ValueError` in an error of its own
@@ -145,7 +186,8 @@ class EagleConfig(PreTrainedConfig):
 
     def resolve_feature_layer_ids(self, num_target_layers: int) -> list[int]:
         """
-        The entries of the target's `hidden_states` that the head reads, as indices without sign.
+        The entries of the target's `hidden_states` that the head reads, as indices without sign. Whether the last entry
+        is read before or after the final norm is what [`EagleConfig.reads_last_layer_before_norm`] says.
 
         Args:
             num_target_layers (`int`): Decoder layers of the target.
@@ -162,7 +204,11 @@ class EagleConfig(PreTrainedConfig):
                     " to the indices of the target's `hidden_states` that it was trained on."
                 )
             return ids
-        ids = [i + num_target_layers + 1 if i < 0 else i for i in self.feature_layer_ids]
+        signed = self.feature_layer_ids
+        if self.published_feature_layer_ids and max(self.published_feature_layer_ids) == num_target_layers:
+            # No layer has this number when they are counted from 0: the list means entries of `hidden_states`.
+            signed = self.published_feature_layer_ids
+        ids = [i + num_target_layers + 1 if i < 0 else i for i in signed]
         if any(not 0 <= i <= num_target_layers for i in ids):
             raise ValueError(
                 f"The draft reads `hidden_states` {self.feature_layer_ids}, but the target has {num_target_layers} "
@@ -170,6 +216,15 @@ class EagleConfig(PreTrainedConfig):
                 "to another target."
             )
         return ids
+
+    def reads_last_layer_before_norm(self, num_target_layers: int) -> bool:
+        """
+        Whether the entry `num_target_layers` of [`EagleConfig.resolve_feature_layer_ids`] stands for the output of the
+        last layer before the target's final norm. It does, unless it is written as -1: the last hidden state after it.
+        """
+        return num_target_layers in self.resolve_feature_layer_ids(num_target_layers) and -1 not in (
+            self.feature_layer_ids or []
+        )
 
     def validate_architecture(self):
         """Cross-field checks, part of the `@strict` validation when a config is made, loaded or saved."""
@@ -198,6 +253,15 @@ class EagleConfig(PreTrainedConfig):
             raise ValueError("`feature_layer_ids` is empty: a head needs at least one hidden state of the target.")
         if self.feature_layer_ids is not None and len(set(self.feature_layer_ids)) < len(self.feature_layer_ids):
             raise ValueError(f"`feature_layer_ids` {self.feature_layer_ids} names a hidden state twice.")
+        if self.kv_lora_rank is not None:
+            self._validate_latent_attention()
+        if self.mask_token_id is not None and not 0 <= self.mask_token_id < self.vocab_size:
+            raise ValueError(f"`mask_token_id` ({self.mask_token_id}) is not below `vocab_size` ({self.vocab_size}).")
+        if not self.use_fc and (self.num_features != 1 or self.target_hidden_size != self.hidden_size):
+            raise ValueError(
+                f"A head without `fc` reads one hidden state as wide as itself ({self.hidden_size}), got "
+                f"`feature_layer_ids` {self.feature_layer_ids} and `target_hidden_size` {self.target_hidden_size}."
+            )
         if self.eagle_version == 1:
             self._validate_eagle1()
         elif self.draft_vocab_size is None and self.target_hidden_size != self.hidden_size:
@@ -213,8 +277,20 @@ class EagleConfig(PreTrainedConfig):
                 "that the target's embedding does not fit: the head needs `own_embed_tokens=True`."
             )
 
+    def _validate_latent_attention(self):
+        for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+            if not 0 < (getattr(self, name) or 0) < 2**31:
+                raise ValueError(f"Latent attention needs a positive size `{name}`, got {getattr(self, name)}.")
+        if self.q_lora_rank is not None and self.q_lora_rank < 1:
+            raise ValueError(f"`q_lora_rank` must be a positive size or `None`, got {self.q_lora_rank}.")
+        if self.qk_norm or self.num_key_value_heads != self.num_attention_heads:
+            raise ValueError(
+                "Latent attention has neither `qk_norm` nor groups of heads, got "
+                f"`qk_norm={self.qk_norm}`, {self.num_attention_heads} heads and {self.num_key_value_heads} for keys."
+            )
+
     def _validate_eagle1(self):
-        only_eagle3 = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+        only_eagle3 = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "parallel_drafting")
         if used := [name for name in only_eagle3 if getattr(self, name)]:
             raise ValueError(f"`{'`, `'.join(used)}` exist in EAGLE-3 heads only, but `eagle_version` is 1.")
         if self.num_features != 1:

@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .attention import Rotary
 from .draft_options import DraftOptions
 from .dynamic_tree import grow_dynamic_tree, take
 from .kv_cache import GrowingCache, keep_nodes
-from .modeling_eagle import EagleDraftModel, Rotary
+from .modeling_eagle import EagleDraftModel
+from .parallel_chain import grow_parallel_chain
 from .rotary_table import RotaryTable
 from .static_tree import StaticPlan, grow_static_tree
 from .tree import DraftTree
@@ -57,6 +59,8 @@ class Drafter:
         self._lengths: list[int] = []  # committed rows of the cache
         self._root_positions: list[int] = []  # position of the newest token
         self._prompt_mask: torch.Tensor | None = None  # (batch_size, prompt_len), None where the prompt has no padding
+        self._placeholder: torch.Tensor | None = None
+        self.mask_token_id = draft.config.mask_token_id  # P-EAGLE: what stands for an unknown token
         self._last_hidden = torch.empty(0)  # (batch_size, 1, hidden_size): output at the newest true feature
 
     # ------------------------------------------------------------------ true features
@@ -129,7 +133,33 @@ class Drafter:
     def _step(
         self, features: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        return self.step(self.draft.project_features(features.to(self.draft.dtype)), tokens, rotary, mask)
+        sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=False)
+        hidden = self.draft.project_features(features.to(self.draft.dtype))
+        return self._forward(hidden, tokens, rotary, mask, sliding_mask)
+
+    def _within_window(self, mask: torch.Tensor | None, num_rows: int, are_guesses: bool) -> torch.Tensor | None:
+        """
+        The mask of layers with a sliding window, of the shape of `mask`; `None` where all that is visible is within it.
+        Guesses have the window of the root: they see a few rows more than in training, at its far end.
+        """
+        window = self.draft.config.sliding_window
+        if window is None:
+            return None
+        past_len = max(self._lengths, default=0)
+        num_columns = past_len + num_rows if mask is None else mask.shape[-1]
+        if num_columns <= window:
+            return None
+        device = self.draft.device
+        lengths = torch.tensor(self._lengths or [0], device=device)[:, None, None]
+        columns = torch.arange(num_columns, device=device)[None, None]
+        rows = torch.arange(num_rows, device=device)[None, :, None]
+        if mask is None:  # causal; without a mask, columns are in place in all rows
+            mask = (columns <= past_len + rows)[:, None]
+        if are_guesses:
+            return mask & ((columns >= past_len) | (lengths - columns < window))[:, None]
+        new = columns - past_len  # which new row a column is, where it is one
+        distance = torch.where(new < 0, lengths + rows - columns, rows - new)
+        return mask & (distance < window)[:, None]
 
     # ------------------------------------------------------------------ trees
 
@@ -151,7 +181,10 @@ class Drafter:
         """
         if max_depth < 1 or self.is_stopped:
             return DraftTree.root_only(roots)
-        if self.options.draft_tree == "static":
+        if self.draft.config.parallel_drafting:
+            depth = min(max_depth, self.options.draft_depth, self.options.num_assistant_tokens)
+            tree = grow_parallel_chain(self, roots, self._last_hidden, depth, self.options.draft_threshold)
+        elif self.options.draft_tree == "static":
             depth = min(max_depth, len(self.options.static_paths[-1]))
             if depth not in self._static_plans:
                 self._static_plans[depth] = StaticPlan.make(self.options.static_paths, depth, roots.device)
@@ -175,6 +208,17 @@ class Drafter:
         """Rotary embedding of the nodes at a depth, the same for all of them."""
         return self._rotary.rows([position + depth - 1 for position in self._root_positions], 1)
 
+    def following_rotary(self, count: int) -> Rotary:
+        """Rotary embedding of the `count` rows behind the newest true one."""
+        return self._rotary.rows(self._root_positions, count)
+
+    @property
+    def placeholder(self) -> torch.Tensor:
+        """P-EAGLE: what stands for an unknown feature, projected, of shape `(1, 1, hidden_size)`."""
+        if self._placeholder is None:
+            self._placeholder = self.draft.project_features(self.draft.mask_hidden)
+        return self._placeholder
+
     def step(
         self, hidden: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor | None
     ) -> torch.Tensor:
@@ -191,10 +235,19 @@ class Drafter:
         Returns:
             `torch.Tensor` of shape `(batch_size, num_rows, hidden_size)`
         """
+        return self._forward(hidden, tokens, rotary, mask, self._within_window(mask, tokens.shape[1], are_guesses=True))
+
+    def _forward(
+        self,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        rotary: Rotary,
+        mask: torch.Tensor | None,
+        sliding_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
         self.num_forwards += 1
-        return self.draft.step(
-            hidden, self.embed_tokens(tokens).to(hidden.dtype), rotary, mask, self._cache, packed=True
-        )
+        embeds = self.embed_tokens(tokens).to(hidden.dtype)
+        return self.draft.step(hidden, embeds, rotary, mask, self._cache, packed=True, sliding_mask=sliding_mask)
 
     def top_children(self, hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """

@@ -6,26 +6,19 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from .attention import EagleAttention, Rotary, UnrolledAttention
 from .checkpoints import read_checkpoint
 from .checkpoints.validation import check_tensors
 from .configuration_eagle import EagleConfig
 from .draft_options import DraftOptions
+from .multi_head_latent_attention import MultiHeadLatentAttention
 from .packed_linear import PackedLinear
-
-
-# Cosines, and sines whose first half is negated, of shape (batch_size, 1, seq_len, head_dim) each: then rotating x is
-# x * cos + roll(x, head_dim // 2) * signed_sin.
-Rotary = tuple[torch.Tensor, torch.Tensor]
-# Attention of one layer, given its index, queries, keys and values of shape (batch_size, heads, seq_len, head_dim);
-# returns (batch_size, num_attention_heads, seq_len, head_dim).
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -47,76 +40,14 @@ class EagleDraftOutput(ModelOutput):
     past_key_values: Cache | None = None
 
 
-class EagleAttention(nn.Module):
-    """
-    Grouped-query attention with rotary embeddings; its input may be wider than the head (EAGLE-3 reads two vectors).
-    """
-
-    def __init__(self, config: EagleConfig, layer_idx: int, input_size: int):
-        super().__init__()
-        self.layer_idx = layer_idx
-        self.head_dim = cast(int, config.head_dim)
-        self.num_heads, self.num_key_value_heads = config.num_attention_heads, cast(int, config.num_key_value_heads)
-        q_size, kv_size = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(input_size, q_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
-        if config.qk_norm:
-            self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-            self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.has_qk_norm = config.qk_norm
-        self.qkv = PackedLinear(self, "q_proj", "k_proj", "v_proj")
-
-    def project(
-        self, inputs: torch.Tensor, rotary: Rotary, packed: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        Rotated queries and keys, and values, for every row of `inputs` of shape `(batch_size, seq_len, input_size)`.
-
-        Returns:
-            Three tensors of shape `(batch_size, heads, seq_len, head_dim)`, keys and values with `num_key_value_heads`.
-        """
-        qkv = self.qkv(inputs, packed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # all heads in one dimension
-        num_rotated = self.num_heads + self.num_key_value_heads
-        qk, value = qkv[:, :num_rotated], qkv[:, num_rotated:]
-        if self.has_qk_norm:
-            qk = torch.cat([self.q_norm(qk[:, : self.num_heads]), self.k_norm(qk[:, self.num_heads :])], dim=1)
-        cos, signed_sin = rotary  # (batch_size, 1, seq_len, head_dim)
-        qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), signed_sin)
-        return qk[:, : self.num_heads], qk[:, self.num_heads :], value
-
-    def forward(
-        self,
-        inputs: torch.Tensor,
-        rotary: Rotary,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
-        packed: bool = False,
-        attend: Attend | None = None,
-    ) -> torch.Tensor:
-        """Attention output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
-        query, key, value = self.project(inputs, rotary, packed)
-        if attend is not None:
-            return self.o_proj(attend(self.layer_idx, query, key, value).transpose(1, 2).flatten(2))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        # Without a mask, attention is causal; a single row sees everything, which needs no mask at all.
-        is_causal = attention_mask is None and query.shape[2] > 1
-        output = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, is_causal=is_causal, enable_gqa=True
-        )  # (batch_size, num_attention_heads, seq_len, head_dim)
-        return self.o_proj(output.transpose(1, 2).flatten(2))
-
-
 class EagleMLP(nn.Module):
     """Gated MLP, as in Llama."""
 
     def __init__(self, config: EagleConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
         self.gate_up = PackedLinear(self, "gate_proj", "up_proj")
 
@@ -136,15 +67,18 @@ class EagleDecoderLayer(nn.Module):
         super().__init__()
         self.reads_embeddings = config.eagle_version == 3 and layer_idx == 0
         self.norm_before_residual = config.norm_before_residual
+        layers = config.sliding_window_layers
+        self.has_window = config.sliding_window is not None and (layers is None or layer_idx in layers)
 
         def norm() -> nn.Module:
             return nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-        self.self_attn = EagleAttention(config, layer_idx, config.hidden_size * (2 if self.reads_embeddings else 1))
+        attention_class = EagleAttention if config.kv_lora_rank is None else MultiHeadLatentAttention
+        self.self_attn = attention_class(config, layer_idx, config.hidden_size * (2 if self.reads_embeddings else 1))
         self.mlp = EagleMLP(config)
         self.input_layernorm = norm() if layer_idx > 0 or config.input_layernorm else nn.Identity()
         if self.reads_embeddings:
-            self.hidden_norm = norm()
+            self.hidden_norm = norm() if config.hidden_norm else nn.Identity()
         self.post_attention_layernorm = norm()
 
     def attention_inputs(
@@ -165,11 +99,13 @@ class EagleDecoderLayer(nn.Module):
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
         packed: bool = False,
-        attend: Attend | None = None,
+        unrolled_attention: UnrolledAttention | None = None,
     ) -> torch.Tensor:
         """Output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
         inputs, residual = self.attention_inputs(hidden_states, inputs_embeds)
-        hidden_states = residual + self.self_attn(inputs, rotary, attention_mask, past_key_values, packed, attend)
+        hidden_states = residual + self.self_attn(
+            inputs, rotary, attention_mask, past_key_values, packed, unrolled_attention
+        )
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), packed)
 
 
@@ -229,11 +165,15 @@ class EagleDraftModel(PreTrainedModel):
         target_hidden_size = cast(int, config.target_hidden_size)
         feature_size = config.num_features * target_hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embed_tokens else None
+        self.fc = None
         if config.eagle_version == 1:
             self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fc_bias)
         else:
-            self.fc = nn.Linear(feature_size, config.hidden_size, bias=config.fc_bias)
+            if config.use_fc:
+                self.fc = nn.Linear(feature_size, config.hidden_size, bias=config.fc_bias)
             self.norm = norm(config.hidden_size)
+        if config.parallel_drafting:  # stands for the features of tokens that are drafted at once
+            self.mask_hidden = nn.Parameter(torch.zeros(1, 1, feature_size))
         if config.fc_norm:
             self.fc_norm = nn.ModuleList(norm(target_hidden_size) for _ in range(config.num_features))
         if config.norm_before_fc:
@@ -247,7 +187,9 @@ class EagleDraftModel(PreTrainedModel):
             self.register_buffer("d2t", torch.zeros(cast(int, config.draft_vocab_size), dtype=torch.long))
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False  # of the unrolls of training
-        self.generation_config = DraftOptions().to_generation_config()
+        # A head that drafts in parallel knows nothing of branches.
+        tree = "chain" if config.parallel_drafting else "dynamic"
+        self.generation_config = DraftOptions(draft_tree=tree).to_generation_config()
         # Unless the user chose them when loading, `generate` brings the head to its target's device and dtype.
         self.has_explicit_device = self.has_explicit_dtype = False
         self.post_init()
@@ -267,6 +209,7 @@ class EagleDraftModel(PreTrainedModel):
         cache_dir: str | os.PathLike | None = None,
         force_download: bool = False,
         local_files_only: bool = False,
+        feature_layer_ids: list[int] | None = None,
         **kwargs: Any,
     ) -> "EagleDraftModel":
         """
@@ -282,6 +225,10 @@ class EagleDraftModel(PreTrainedModel):
             device_map (`str`, `dict`, `torch.device` or `int`, *optional*):
                 Where to put the head. By default, in `generate`, the target's device.
             revision, subfolder, token, cache_dir, force_download, local_files_only: As in `transformers`.
+            feature_layer_ids (`list[int]`, *optional*):
+                Hidden states of the target that the head reads, if the repository is wrong about them; see
+                [`EagleConfig`].
+            kwargs: Other fields of [`EagleConfig`], likewise, such as `norm_output` or `mask_token_id`.
 
         Raises:
             `OSError`: if a file is missing, damaged, or unsafe to read.
@@ -289,9 +236,13 @@ class EagleDraftModel(PreTrainedModel):
         """
         for name in ("_from_auto", "adapter_kwargs", "trust_remote_code"):  # what Auto classes pass; nothing is remote
             kwargs.pop(name, None)
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in EagleConfig.__annotations__}
+        if feature_layer_ids is not None:
+            overrides["feature_layer_ids"] = feature_layer_ids
         checkpoint = read_checkpoint(
             pretrained_model_name_or_path,
             config=config,
+            overrides=overrides,
             revision=revision,
             subfolder=subfolder,
             token=token,
@@ -353,7 +304,8 @@ class EagleDraftModel(PreTrainedModel):
 
     def rotary(self, position_ids: torch.Tensor) -> Rotary:
         """Rotary embedding of positions of shape `(batch_size, seq_len)`, as `step` takes it."""
-        cos, sin = self.rotary_emb(self.fc.weight, position_ids)  # only device and dtype of the first argument are read
+        like = cast(EagleDecoderLayer, self.layers[0]).mlp.down_proj.weight  # only its device and dtype are read
+        cos, sin = self.rotary_emb(like, position_ids)
         half = sin.shape[-1] // 2
         return cos[:, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, None]
 
@@ -376,7 +328,7 @@ class EagleDraftModel(PreTrainedModel):
             features = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
         elif self.config.norm_before_fc:
             features = self.input_norm(features)
-        return self.fc(features)
+        return features if self.fc is None else self.fc(features)
 
     def forward(
         self,
@@ -420,6 +372,7 @@ class EagleDraftModel(PreTrainedModel):
         if position_ids is None:
             position_ids = torch.arange(past_len, past_len + seq_len, device=hidden_states.device)[None]
         rotary = self.rotary(position_ids)
+        is_explicit = attention_mask is not None and attention_mask.dim() == 4
         if attention_mask is None and past_len > 0 and seq_len > 1:
             attention_mask = _causal_mask(seq_len, past_len, hidden_states.device)
         elif attention_mask is not None and attention_mask.dim() == 2:
@@ -427,7 +380,16 @@ class EagleDraftModel(PreTrainedModel):
             itself = causal.triu(past_len)  # a padding row still sees itself, or its output would be NaN
             attention_mask = causal & attention_mask[:, None, None].bool() | itself
 
-        last_hidden_state = self.step(hidden_states, inputs_embeds, rotary, attention_mask, past_key_values)
+        sliding_mask = None
+        window = self.config.sliding_window
+        if window is not None and past_len + seq_len > window and not is_explicit:
+            visible = (
+                _causal_mask(seq_len, past_len, hidden_states.device) if attention_mask is None else attention_mask
+            )
+            sliding_mask = visible & torch.ones_like(visible[:1]).triu(past_len - window + 1)
+        last_hidden_state = self.step(
+            hidden_states, inputs_embeds, rotary, attention_mask, past_key_values, sliding_mask=sliding_mask
+        )
         return EagleDraftOutput(
             last_hidden_state=last_hidden_state,
             logits=None if self.lm_head is None else self.compute_logits(last_hidden_state),
@@ -442,7 +404,8 @@ class EagleDraftModel(PreTrainedModel):
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
         packed: bool = False,
-        attend: Attend | None = None,
+        sliding_mask: torch.Tensor | None = None,
+        unrolled_attention: UnrolledAttention | None = None,
     ) -> torch.Tensor:
         """
         `forward` without its defaults and without logits, for the drafting loop.
@@ -455,22 +418,27 @@ class EagleDraftModel(PreTrainedModel):
                 What each row sees. `None` is causal, and allowed for a single row or an empty cache only.
             packed (`bool`, *optional*, defaults to `False`):
                 Whether to compute projections of the same input at once, without gradients; after `pack_projections`.
-            attend (`Callable`, *optional*):
+            sliding_mask (`torch.BoolTensor`, *optional*):
+                What rows see in layers with a sliding window; the same as in others by default.
+            unrolled_attention (`Callable`, *optional*):
                 Computes the attention of every layer in place of mask and cache. Training unrolls the head with it.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`: `last_hidden_state`.
         """
         if self.config.eagle_version == 1:
-            hidden_states = self.fc(torch.cat([inputs_embeds, hidden_states], dim=-1))
+            hidden_states = cast(nn.Linear, self.fc)(torch.cat([inputs_embeds, hidden_states], dim=-1))
         for layer in self.layers:
-            hidden_states = layer(hidden_states, inputs_embeds, rotary, attention_mask, past_key_values, packed, attend)
+            mask = attention_mask if sliding_mask is None or not layer.has_window else sliding_mask
+            hidden_states = layer(
+                hidden_states, inputs_embeds, rotary, mask, past_key_values, packed, unrolled_attention
+            )
         return self.norm(hidden_states) if self.config.norm_output else hidden_states
 
     def pack_projections(self) -> None:
         """Let `step(..., packed=True)` compute projections of the same input at once; again whenever weights moved."""
         for layer in cast(list[EagleDecoderLayer], self.layers):
-            layer.self_attn.qkv.pack()
+            layer.self_attn.pack()
             layer.mlp.gate_up.pack()
 
     def compute_logits(self, last_hidden_state: torch.Tensor) -> torch.Tensor:

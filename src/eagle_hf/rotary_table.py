@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .modeling_eagle import EagleDraftModel, Rotary
+from .attention import Rotary
+from .modeling_eagle import EagleDraftModel
 
 
 class RotaryTable:

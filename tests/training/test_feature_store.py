@@ -31,7 +31,7 @@ def samples():
 
 
 def frozen(target, layers=LAYERS):
-    return FrozenTarget(target, layers, torch.device("cpu"))
+    return FrozenTarget(target, random_draft(target, feature_layer_ids=layers).config, torch.device("cpu"))
 
 
 def trained(target, dataset, collator, tmp_path, **fields):

@@ -5,6 +5,7 @@ import torch
 from conftest import golden_draft
 from doubles import random_draft
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
 
 from eagle_hf.training import distillation, training_time_test_loss, unrolling
 
@@ -80,6 +81,39 @@ def test_nothing_is_trained_beyond_the_end_of_a_text(golden_target, ids):
     assert result.drafted.tolist() == [2 * (21 - 1 - step) for step in range(3)]
     result, _ = loss_and_gradients(draft, golden_target, ids)
     assert result.drafted.tolist() == [2 * (21 - step) for step in range(3)]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sliding_window": 4},
+        {"sliding_window": 4, "num_hidden_layers": 2, "sliding_window_layers": [1]},
+        {
+            "kv_lora_rank": 16,
+            "q_lora_rank": 24,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 12,
+            "num_key_value_heads": 4,
+        },
+    ],
+    ids=["window", "window in one layer", "latent attention"],
+)
+def test_unrolled_rows_are_what_drafting_computes(golden_target, fields):
+    draft = random_draft(golden_target, feature_layer_ids=None, initializer_range=0.1, **fields)
+    ids = torch.randint(3, 320, (1, 12), generator=torch.Generator().manual_seed(0))
+    embed = golden_target.get_input_embeddings()
+    features = torch.randn(1, 12, 192, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        unrolls = list(
+            unrolling.unroll(draft, features, torch.nn.functional.pad(ids[:, 1:], (0, 4)), embed, 4, ids * 0)
+        )
+        for p in (2, 6):
+            cache, hidden, tokens = DynamicCache(), draft.project_features(features[:, : p + 1]), ids[:, 1 : p + 2]
+            for step, unrolled in enumerate(unrolls):
+                output = draft(hidden, embed(tokens), past_key_values=cache).last_hidden_state[:, -1:]
+                torch.testing.assert_close(unrolled[:, p : p + 1], output, atol=1e-5, rtol=1e-5)
+                hidden, tokens = output, ids[:, p + 2 + step : p + 3 + step]
 
 
 class LargestTensor(TorchDispatchMode):

@@ -5,13 +5,15 @@ from typing import Any
 import torch
 
 from ..configuration_eagle import EagleConfig
+from .head import Head
 
 
 def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
     """Whether the configuration is one of ours."""
-    return config.get("model_type") == EagleConfig.model_type
+    # Early vLLM had configurations of the same type, with the head's own one inside.
+    return config.get("model_type") == EagleConfig.model_type and not isinstance(config.get("model"), dict)
 
 
-def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[EagleConfig, dict[str, torch.Tensor]]:
+def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
     """Our configuration and tensors as they are."""
-    return EagleConfig.from_dict(config), weights
+    return Head(EagleConfig.from_dict(config), weights)

@@ -1,7 +1,7 @@
 """From a repository or folder to a checked configuration and checked tensors."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,19 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from ..configuration_eagle import EagleConfig
-from . import own, safeailab
+from . import angelslim, deepseek, modelopt, nemo_automodel, own, parallel_eagle, safeailab, specforge, speculators
 from .files import find_file, read_json, read_weights
+from .head import Head
+from .other_drafters import recognise
 from .validation import check_finite, check_vocabulary
 
 
 logger = logging.get_logger(__name__)
+
+# Tried in this order: what is particular first, the names that most engines share last.
+_LAYOUTS = (
+    own, speculators, nemo_automodel, parallel_eagle, deepseek, angelslim, specforge, safeailab, modelopt,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,19 @@ class EagleCheckpoint:
     source: Path
 
 
-def read_checkpoint(repo: str | os.PathLike, config: EagleConfig | None = None, **hub_kwargs: Any) -> EagleCheckpoint:
+def read_checkpoint(
+    repo: str | os.PathLike,
+    config: EagleConfig | None = None,
+    overrides: dict[str, Any] | None = None,
+    **hub_kwargs: Any,
+) -> EagleCheckpoint:
     """
     Read a head in any layout that is known here.
 
     Args:
         repo (`str` or `os.PathLike`): Repository id on the Hub, or a folder.
         config ([`EagleConfig`], *optional*): Used instead of what the repository says.
+        overrides (`dict`, *optional*): Fields of the configuration that are used instead of what the repository says.
         hub_kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
     Raises:
@@ -53,18 +66,17 @@ def read_checkpoint(repo: str | os.PathLike, config: EagleConfig | None = None, 
     if config_path is None:
         raise OSError(f"{repo} has no config.json, so that it is no EAGLE head (nor any model of `transformers`).")
     config_dict = read_json(config_path)
+    _refuse_other_drafters(repo, config_dict, {})  # before weights are downloaded, which may be a whole target's
     weights, source = read_weights(repo, **hub_kwargs)
-    for layout in (own, safeailab):
-        if layout.matches(config_dict, weights):
-            found, weights = layout.read(config_dict, weights)
-            logger.info(f"{repo} is a head in the layout `{layout.__name__.rpartition('.')[2]}`: {found}")
-            break
-    else:
-        raise ValueError(
-            f"{repo} is no EAGLE head in a layout that is known here (our own, or SafeAILab's EAGLE-1 and EAGLE-3). "
-            f"It holds {len(weights)} tensors such as {sorted(weights)[:5]}."
-        )
-    config = config if config is not None else found
+    overrides = overrides or {}
+    head = _read_layout(repo, config_dict, weights, overrides)
+    weights = head.weights
+    config = config if config is not None else head.config
+    if overrides:
+        if "feature_layer_ids" in overrides:
+            overrides = {"published_feature_layer_ids": None} | overrides
+        config = EagleConfig.from_dict(config.to_dict() | overrides)
+    logger.info(f"{repo} is a head in the layout {'; '.join(head.decisions)}. {config}")
     weights = check_vocabulary(config, weights, source)
     check_finite(weights, source)
     generation_path = find_file(repo, "generation_config.json", **hub_kwargs)
@@ -72,3 +84,28 @@ def read_checkpoint(repo: str | os.PathLike, config: EagleConfig | None = None, 
     if generation_path is not None:
         generation_config = GenerationConfig.from_dict(read_json(generation_path))
     return EagleCheckpoint(config, weights, generation_config, source)
+
+
+def _refuse_other_drafters(repo: str | os.PathLike, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    other = None if own.matches(config, weights) else recognise(config, weights)
+    if other is not None:
+        raise ValueError(f"{repo} is no EAGLE head: it {other}.")
+
+
+def _read_layout(
+    repo: str | os.PathLike, config: dict[str, Any], weights: dict[str, torch.Tensor], overrides: dict[str, Any]
+) -> Head:
+    _refuse_other_drafters(repo, config, weights)
+    layout = next((layout for layout in _LAYOUTS if layout.matches(config, weights)), None)
+    if layout is None:
+        raise ValueError(
+            f"{repo} is no EAGLE head in a layout that is known here; docs/checkpoints.md lists them. It holds "
+            f"{len(weights)} tensors such as {sorted(weights)[:5]}."
+        )
+    if overrides.get("feature_layer_ids") and layout is not own:
+        # The user's list takes the place of the repository's, so that the two need not agree.
+        config = config | {"eagle_aux_hidden_state_layer_ids": list(overrides["feature_layer_ids"])}
+    head = layout.read(config, weights)
+    name = layout.__name__.rpartition(".")[2]
+    asked_for = [f"{field}={value!r} as asked for" for field, value in overrides.items()]
+    return replace(head, decisions=[f"`{name}`", *head.decisions, *asked_for])

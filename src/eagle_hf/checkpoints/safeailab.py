@@ -1,32 +1,37 @@
 """
 The layout of the EAGLE authors (SafeAILab): a Llama-like `config.json` and fp16 weights, mostly as `pytorch_model.bin`.
 
-EAGLE-1 and EAGLE-2 heads: `embed_tokens`, `fc`, `layers.0.*`, no norm and no `lm_head`. EAGLE-3 heads: `fc`,
-`midlayer.*`, `norm`, `lm_head`, and `d2t` / `t2d` where the draft vocabulary is reduced. Their configurations say
-little: what is not in them follows from defaults of the authors' code, and the number of layers from the weights, since
-the published number is the target's in some repositories.
+EAGLE-1 and EAGLE-2 heads: `embed_tokens`, `fc`, `layers.0.*`, no norm and no `lm_head`; HASS heads are the same.
+EAGLE-3 heads: `fc`, `midlayer.*`, `norm`, `lm_head`, and `d2t` / `t2d` where the draft vocabulary is reduced. Their
+configurations say little: what is not in them follows from defaults of the authors' code, and the number of layers from
+the weights, since the published number is the target's in some repositories.
 """
 
-import re
 from typing import Any
 
 import torch
 
 from ..configuration_eagle import EagleConfig
-
-
-# Buffers and tied copies of the target that the authors' trainer saves along with the head.
-_JUNK = re.compile(r"(^target_model\.)|(rotary_emb\.inv_freq$)")
+from .flat_config import flat_config
+from .head import Head, read_eagle3, shared_fields
+from .names import canonical_names, count_layers, is_eagle3
+from .traits import refuse, usual_number_of_layers
+from .vocabulary import draft_vocabulary
 
 
 def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
     """Whether the tensors are those of an authors' head."""
-    is_eagle3 = "midlayer.hidden_norm.weight" in weights
-    is_eagle1 = "fc.weight" in weights and "layers.0.mlp.up_proj.weight" in weights and "lm_head.weight" not in weights
-    return is_eagle3 or (is_eagle1 and "layers.0.hidden_norm.weight" not in weights)
+    if any(name.startswith("midlayer.") for name in weights):
+        return is_eagle3(canonical_names(weights))
+    if isinstance(config.get("model"), dict):
+        return "fc.weight" in weights
+    return "fc.weight" in weights and "layers.0.mlp.up_proj.weight" in weights and not weights.keys() & _EAGLE3_ONLY
 
 
-def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[EagleConfig, dict[str, torch.Tensor]]:
+_EAGLE3_ONLY = {"lm_head.weight", "norm.weight", "layers.0.hidden_norm.weight", "hidden_norm.weight"}
+
+
+def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
     """
     Turn an authors' head into our configuration and tensors.
 
@@ -37,48 +42,56 @@ def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[Eagl
     Raises:
         `ValueError`: if the configuration lacks what the authors' code needs as well.
     """
-    weights = {name: tensor for name, tensor in weights.items() if not _JUNK.search(name)}
-    is_eagle3 = any(name.startswith("midlayer.") for name in weights)
-    weights = {name.replace("midlayer.", "layers.0."): tensor for name, tensor in weights.items()}
-    missing = [n for n in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size") if n not in config]
-    if missing:
-        raise ValueError(f"config.json of the head lacks {', '.join(missing)}.")
-
-    fields = {
-        name: config[name]
-        for name in (
-            "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
-            "hidden_act", "max_position_embeddings", "initializer_range",
-            "bos_token_id", "eos_token_id", "pad_token_id",
-        )
-        if config.get(name) is not None
-    }  # fmt: skip
-    layers = {int(match.group(1)) for name in weights if (match := re.match(r"layers\.(\d+)\.", name))}
-    return EagleConfig(
-        eagle_version=3 if is_eagle3 else 1,
-        draft_vocab_size=_draft_vocab_size(config, weights) if is_eagle3 else None,
+    weights = canonical_names(weights)
+    if is_eagle3(weights):
+        return read_eagle3(config, weights)
+    if isinstance(config.get("model"), dict):  # as early vLLM wanted these heads: nested, with a copy of `lm_head`
+        config = config["model"] | {"bias": config["model"].get("eagle_fc_bias", False)}
+        weights.pop("lm_head.weight", None)
+    has_qkv_bias = "layers.0.self_attn.q_proj.bias" in weights
+    head = EagleConfig(
+        **shared_fields(config),
+        eagle_version=1,
         target_hidden_size=config.get("target_hidden_size"),
         own_embed_tokens="embed_tokens.weight" in weights,
-        num_hidden_layers=len(layers),
-        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_parameters=_rope_parameters(config),
-        fc_bias=False if is_eagle3 else config.get("bias", True),
-        qkv_bias=False if is_eagle3 else config.get("qkv_bias", False),
-        **fields,
-    ), weights
+        num_hidden_layers=count_layers(weights),
+        num_key_value_heads=config.get("num_key_value_heads"),
+        head_dim=config.get("head_dim"),
+        fc_bias=config.get("bias", True),  # the authors' default
+        qkv_bias=config.get("qkv_bias", has_qkv_bias),
+        input_layernorm="layers.0.input_layernorm.weight" in weights,
+    )
+    return Head(head, weights, ["EAGLE-1", "the last hidden state after the final norm"])
 
 
-def _draft_vocab_size(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> int:
-    if config.get("draft_vocab_size") is not None:
-        return config["draft_vocab_size"]
-    if "lm_head.weight" not in weights:
-        raise ValueError("The head has neither `draft_vocab_size` in config.json nor `lm_head.weight` to tell it from.")
-    return weights["lm_head.weight"].shape[0]
+def write(
+    config: EagleConfig, weights: dict[str, torch.Tensor], target: str | None
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """
+    A head as the authors' code reads it: EAGLE-1, or an EAGLE-3 head of one plain layer that reads the usual layers.
 
-
-def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    # The head's own theta: 10000 unless its configuration says otherwise, whatever the target uses.
-    scaling = dict(config.get("rope_scaling") or {})
-    if "type" in scaling:
-        scaling["rope_type"] = scaling.pop("type")
-    return {"rope_type": "default", "rope_theta": config.get("rope_theta", 10000.0), **scaling}
+    Raises:
+        `ValueError`: if the authors' code would compute something else.
+    """
+    why = "the authors' code has one fixed architecture"
+    known = {"eagle1", "qkv_bias_eagle1", "fc_bias_eagle1", "layers"} if config.eagle_version == 1 else {"narrow"}
+    refuse(config, "the EAGLE authors' code", known, why)
+    rope_type = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope_type not in ("default", "linear", "dynamic"):
+        raise ValueError(
+            f"The head has rotary embeddings of type {rope_type!r}, and the authors' code knows linear and dynamic "
+            "scaling only. Export it to another layout."
+        )
+    if config.eagle_version == 1:
+        names = {"bias": config.fc_bias} | ({"qkv_bias": True} if config.qkv_bias else {})
+        return flat_config(config, weights, "LlamaForCausalLM", target, "torch_dtype") | names, weights
+    ids = config.feature_layer_ids
+    if ids is not None and usual_number_of_layers(ids) is None:
+        raise ValueError(
+            f"The head reads `hidden_states` {ids}, and the authors' code always reads [2, n // 2, n - 3] of a target "
+            "of n layers. Export it to a layout that lists what is read, such as vLLM's."
+        )
+    if config.target_hidden_size == config.hidden_size:
+        weights.pop("embed_tokens.weight", None)  # their code takes the target's
+    weights = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in weights.items()}
+    return flat_config(config, weights, "LlamaForCausalLM", target, "torch_dtype"), draft_vocabulary(config, weights)

@@ -5,11 +5,18 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import demo, env, generate, prepare, train
+from . import convert, demo, env, generate, prepare, train
 from .config import with_config
 
 
-COMMANDS = {"demo": demo, "generate": generate, "prepare": prepare, "train": train, "env": env}
+COMMANDS = {
+    "demo": demo,
+    "generate": generate,
+    "prepare": prepare,
+    "train": train,
+    "convert": convert,
+    "env": env,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

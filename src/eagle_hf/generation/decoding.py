@@ -13,10 +13,11 @@ from transformers.utils import logging
 
 from ..draft_options import DraftOptions
 from ..drafting import Drafter
+from ..features import FeatureReader
 from ..modeling_eagle import EagleDraftModel
 from ..tree import DraftTree
 from .output import EagleGenerateOutput, History
-from .pairing import check_cache, feature_layer_ids
+from .pairing import check_cache
 from .probe import can_verify_trees
 from .selection import Records, make_selector
 from .sequences import Sequences
@@ -70,7 +71,7 @@ def eagle_decoding(
         options = options.as_chain()
 
     sequences = Sequences(input_ids, stopping_criteria, generation_config, streamer)
-    target = Target(model, generation_config, model_kwargs, feature_layer_ids(model, draft), is_tree)
+    target = Target(model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree)
     drafter = Drafter(draft, options, model.get_input_embeddings(), model.get_output_embeddings())
     records = Records(generation_config, sequences.batch_size)
     history = History(sequences.batch_size, keeps_trees=options.output_draft_trees)

@@ -80,6 +80,12 @@ def check_pair(model: PreTrainedModel, draft: EagleDraftModel) -> None:
             f"target.{trained_for}"
         )
     config.resolve_feature_layer_ids(target.num_hidden_layers)
+    if config.parallel_drafting and config.mask_token_id is None:
+        raise ValueError(
+            "The draft proposes tokens in parallel (P-EAGLE), but its repository does not say which token stands for "
+            "those that are not known yet. Pass the one it was trained with: "
+            "`EagleDraftModel.from_pretrained(..., mask_token_id=...)`."
+        )
     if draft.lm_head is None and model.get_output_embeddings() is None:
         raise ValueError(f"The draft has no `lm_head` of its own and needs the target's, but {name} has none.")
     if draft.embed_tokens is None:
@@ -139,8 +145,3 @@ def align_draft(model: PreTrainedModel, draft: EagleDraftModel) -> None:
             f"The draft is on {draft.device}, but the target's embedding is on {device}. Load the draft without "
             f"`device_map`, or with `device_map={str(device)!r}`."
         )
-
-
-def feature_layer_ids(model: PreTrainedModel, draft: EagleDraftModel) -> list[int]:
-    """Which entries of this target's `hidden_states` the draft reads, as indices without sign."""
-    return draft.config.resolve_feature_layer_ids(model.config.get_text_config(decoder=True).num_hidden_layers)

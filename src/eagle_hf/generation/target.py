@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..features import FeatureReader
 from ..kv_cache import align_columns, keep_nodes
 from ..tree import DraftTree
-from ..versions import hidden_states_argument
 from .forward import forward_chain, forward_tree
 from .masks import TreeMasks
 
@@ -38,7 +39,7 @@ class Target:
         model ([`~transformers.PreTrainedModel`]): The target.
         generation_config ([`~transformers.GenerationConfig`]): As prepared by `generate`.
         model_kwargs (`dict`): As prepared by `generate`; holds the cache.
-        feature_layer_ids (`list[int]`): Which `hidden_states` the draft reads.
+        reader ([`FeatureReader`]): Reads the features that the draft wants.
         is_tree (`bool`): Whether the target can verify trees; otherwise only chains, through its own causal mask.
     """  # noqa: D205
 
@@ -47,20 +48,19 @@ class Target:
         model: PreTrainedModel,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
-        feature_layer_ids: list[int],
+        reader: FeatureReader,
         is_tree: bool,
     ):
         self.model = model
         self.generation_config = generation_config
         self.model_kwargs = model_kwargs
-        self.feature_layer_ids = feature_layer_ids
+        self.reader = reader
         self.is_tree = is_tree
         self.cache: Cache = model_kwargs["past_key_values"]
         self.num_forwards = 0
-        self._capture = hidden_states_argument(feature_layer_ids)
         self.lengths: list[int] = []  # committed columns of the cache, per row
         self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
-        self._hidden_states: tuple[torch.Tensor, ...] = ()  # only those that the draft reads
+        self._states: list[torch.Tensor] = []  # hidden states that the draft reads
         self._recorded: list[tuple[Any, bool]] = []
 
     # ------------------------------------------------------------------ prompt
@@ -75,10 +75,11 @@ class Target:
         Returns:
             `torch.Tensor` of shape `(batch_size, 1, vocab_size)`: Logits after the last prompt token.
         """
-        kwargs = {**self.model_kwargs, "output_hidden_states": self._capture}
-        outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
+        kwargs = {**self.model_kwargs, "output_hidden_states": self.reader.output_hidden_states}
+        with self.reader:
+            outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
-        self._hidden_states = outputs.hidden_states
+        self._states = self.reader.states(outputs.hidden_states)
         past_len = int(self.cache.get_seq_length())
         self.lengths = [past_len] * len(outputs.logits)
         mask = self.model_kwargs.get("attention_mask")
@@ -124,21 +125,21 @@ class Target:
         Returns:
             `torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`: Logits after every node.
         """
-        kwargs = {"output_hidden_states": self._capture}
         self._num_nodes = tree.num_nodes
-        if self.is_tree:
-            outputs = forward_tree(
-                self.model, tree, self._root_position, self.lengths, self.cache, self._masks, **kwargs
-            )
-        else:
-            mask = self._prompt_mask
-            if mask is not None:
-                new_len = self.lengths[0] + tree.num_nodes - mask.shape[1]
-                mask = torch.cat([mask, mask.new_ones(len(mask), new_len)], dim=1).long()
-            outputs = forward_chain(self.model, tree, self._root_position, mask, self.cache, **kwargs)
+        with self.reader:
+            outputs = self._forward(tree, output_hidden_states=self.reader.output_hidden_states)
         self.num_forwards += 1
-        self._hidden_states = outputs.hidden_states
+        self._states = self.reader.states(outputs.hidden_states)
         return outputs.logits
+
+    def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
+        if self.is_tree:
+            return forward_tree(self.model, tree, self._root_position, self.lengths, self.cache, self._masks, **kwargs)
+        mask = self._prompt_mask
+        if mask is not None:
+            new_len = self.lengths[0] + tree.num_nodes - mask.shape[1]
+            mask = torch.cat([mask, mask.new_ones(len(mask), new_len)], dim=1).long()
+        return forward_chain(self.model, tree, self._root_position, mask, self.cache, **kwargs)
 
     def keep(self, paths: Sequence[Sequence[int]]) -> torch.Tensor:
         """
@@ -168,11 +169,11 @@ class Target:
 
     def _features(self, index: torch.Tensor | None = None) -> torch.Tensor:
         """The captured hidden states, concatenated; only columns `index` of shape `(batch_size, k)` where given."""
-        states = [self._hidden_states[i] for i in self.feature_layer_ids]
+        states = self._states
         if index is not None:
             rows = torch.arange(len(index), device=index.device)[:, None]
             states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
-        return torch.cat(states, dim=-1) if len(states) > 1 else states[0]
+        return self.reader.concatenate(states)
 
     @staticmethod
     def _text_positions(positions: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..configuration_eagle import EagleConfig
+from ..features import FeatureReader
 from ..versions import hidden_states_argument
 
 
@@ -31,17 +33,20 @@ class FrozenTarget:
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The target. It is moved to `device`, unless it is spread over devices by a `device_map`.
-        feature_layer_ids (`list[int]`): Which `hidden_states` the head reads.
+        config ([`EagleConfig`]): Configuration of the head, which says what it reads.
         device (`torch.device`): Where the head is.
     """  # noqa: D205
 
-    def __init__(self, model: PreTrainedModel, feature_layer_ids: list[int], device: torch.device):
+    def __init__(self, model: PreTrainedModel, config: EagleConfig, device: torch.device):
         self.model = model.eval()
-        self.feature_layer_ids = feature_layer_ids
         self.device = device
+        self.reader = FeatureReader(model, config)
         if getattr(model, "hf_device_map", None) is None:
             model.to(device)
         self.num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        # What the head reads; -1 is the last hidden state after the final norm, `num_layers` that before it.
+        before_norm = config.reads_last_layer_before_norm(self.num_layers)
+        self.feature_layer_ids = [-1 if i == self.num_layers and not before_norm else i for i in self.reader.layer_ids]
 
     @torch.no_grad()
     def read(self, inputs: dict[str, Any]) -> TargetSignal:
@@ -63,16 +68,17 @@ class FrozenTarget:
     @torch.no_grad()
     def compute(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Features, last hidden states and logits of a batch, of shape `(batch_size, seq_len, size)` each."""
-        wanted = [*self.feature_layer_ids, self.num_layers]
-        outputs = self.model(
-            inputs["input_ids"],
-            attention_mask=inputs.get("attention_mask"),
-            position_ids=inputs.get("position_ids"),
-            output_hidden_states=hidden_states_argument(sorted(set(wanted))),
-            use_cache=False,
-        )
-        *features, last = [outputs.hidden_states[i].to(self.device) for i in wanted]
-        return torch.cat(features, dim=-1), last, outputs.logits.to(self.device)
+        with self.reader:
+            outputs = self.model(
+                inputs["input_ids"],
+                attention_mask=inputs.get("attention_mask"),
+                position_ids=inputs.get("position_ids"),
+                output_hidden_states=hidden_states_argument(sorted({*self.reader.layer_ids, self.num_layers})),
+                use_cache=False,
+            )
+        states = [state.to(self.device) for state in self.reader.states(outputs.hidden_states)]
+        last = outputs.hidden_states[self.num_layers].to(self.device)
+        return self.reader.concatenate(states), last, outputs.logits.to(self.device)
 
     def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Embeddings of tokens, of shape `(..., hidden_size)`."""

@@ -12,7 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from ..configuration_eagle import EagleConfig
-from ..generation.pairing import check_pair, feature_layer_ids
+from ..generation.pairing import check_pair
 from ..modeling_eagle import EagleDraftModel
 from . import durable_checkpoints
 from .arguments import EagleTrainingArguments
@@ -55,6 +55,8 @@ class EagleTrainer(Trainer):
         self, model: EagleDraftModel, target: PreTrainedModel, args: EagleTrainingArguments | None = None, **kwargs: Any
     ):
         check_pair(target, model)
+        if model.config.parallel_drafting:
+            raise ValueError("P-EAGLE heads, which draft a chain in one forward, can be loaded but not trained here.")
         args = args if args is not None else EagleTrainingArguments()
         args.remove_unused_columns = False  # the columns are those of `compute_loss`, not of the head's `forward`
         args._n_gpu = min(args.n_gpu, 1)  # no `nn.DataParallel`: further devices are for the target or other processes
@@ -63,7 +65,7 @@ class EagleTrainer(Trainer):
         if model.config.eagle_version == 1 and model.lm_head is not None:
             model.lm_head.requires_grad_(False)
         super().__init__(model=model, args=args, **kwargs)
-        self.target = FrozenTarget(target, feature_layer_ids(target, model), self.args.device)
+        self.target = FrozenTarget(target, model.config, self.args.device)
         self._staging: Path | None = None
         self._figures = Figures()
 

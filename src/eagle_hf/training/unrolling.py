@@ -18,11 +18,12 @@ EAGLE-3 calls it training-time test (section 3.2 of its paper); for EAGLE-1 head
 """
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..modeling_eagle import EagleDraftModel
+from ..modeling_eagle import EagleDecoderLayer, EagleDraftModel
 
 
 # Keys and values of one unroll, per layer: `(batch_size, num_key_value_heads, seq_len, head_dim)` each.
@@ -66,12 +67,13 @@ def unroll(
     embed = embed_tokens if draft.embed_tokens is None else draft.embed_tokens
     hidden_states = draft.project_features(features)
     history: list[KeysAndValues] = []
+    windows = [draft.config.sliding_window if layer.has_window else None for layer in _layers(draft)]
 
     def one_unroll(hidden_states: torch.Tensor, step: int) -> tuple[torch.Tensor, KeysAndValues]:
         embeds = embed(next_token_ids[:, step : step + seq_len]).to(hidden_states.dtype)
-        attention = _UnrolledAttention(history[:step], document_ids)
+        attention = _Attention(history[:step], document_ids, windows)
         hidden_states = draft.step(
-            hidden_states, embeds, draft.rotary(position_ids + step), None, None, attend=attention
+            hidden_states, embeds, draft.rotary(position_ids + step), None, None, unrolled_attention=attention
         )
         return hidden_states, attention.keys_and_values
 
@@ -84,45 +86,54 @@ def unroll(
         yield hidden_states
 
 
-class _UnrolledAttention:
+class _Attention:
     """
     Attention of one unroll: causal over the rows of unroll 0, and the same row only of every later one. Called by the
     layers in their order; their keys and values are kept in `keys_and_values`.
     """
 
-    def __init__(self, history: list[KeysAndValues], document_ids: torch.Tensor):
+    def __init__(self, history: list[KeysAndValues], document_ids: torch.Tensor, windows: list[int | None]):
         self.history = history
         self.document_ids = document_ids
+        self.windows = windows
         self.keys_and_values: KeysAndValues = []
 
-    def __call__(self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
         self.keys_and_values.append((key, value))
         unrolls = [keys_and_values[layer_idx] for keys_and_values in self.history] + [(key, value)]
-        seq_len = query.shape[2]
+        query, seq_len, window = query * scaling, query.shape[2], self.windows[layer_idx]
         if seq_len <= ROWS_AT_ONCE:
-            return self._rows(query, unrolls, 0, seq_len)
-        return torch.cat(
-            [
-                checkpoint(self._rows, query, unrolls, start, min(start + ROWS_AT_ONCE, seq_len), use_reentrant=False)
-                for start in range(0, seq_len, ROWS_AT_ONCE)
-            ],
-            dim=2,
-        )
+            return self._rows(query, unrolls, window, 0, seq_len)
+        ends = [*range(ROWS_AT_ONCE, seq_len, ROWS_AT_ONCE), seq_len]
+        pieces = [
+            checkpoint(self._rows, query, unrolls, window, start, end, use_reentrant=False)
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
+        return torch.cat(pieces, dim=1)
 
     def _rows(
-        self, query: torch.Tensor, unrolls: list[tuple[torch.Tensor, torch.Tensor]], start: int, end: int
+        self,
+        query: torch.Tensor,
+        unrolls: list[tuple[torch.Tensor, torch.Tensor]],
+        window: int | None,
+        start: int,
+        end: int,
     ) -> torch.Tensor:
-        """Output of rows `start` to `end`, of shape `(batch_size, num_attention_heads, end - start, head_dim)`."""
+        """Output of rows `start` to `end`, of shape `(batch_size, end - start, num_heads * v_dim)`."""
         (true_keys, true_values), *guesses = unrolls
         # Query heads that share a key head are rows of one matrix product, so that keys need not be repeated.
         num_kv_heads = true_keys.shape[1]
-        query = query[:, :, start:end].unflatten(1, (num_kv_heads, -1)) * query.shape[-1] ** -0.5
-        batch_size, _, groups, num_rows, head_dim = query.shape
+        query = query[:, :, start:end].unflatten(1, (num_kv_heads, -1))
+        groups, num_rows = query.shape[2:4]
         flat_query = query.flatten(2, 3)  # (batch_size, kv_heads, groups * num_rows, head_dim)
         scores = flat_query @ true_keys[:, :, :end].transpose(2, 3)
         scores = scores.unflatten(2, (groups, num_rows))  # (batch_size, kv_heads, groups, num_rows, end)
         documents, rows = self.document_ids, torch.arange(start, end, device=query.device)
         is_hidden = torch.arange(end, device=query.device) > rows[:, None]
+        if window is not None:  # counts the guesses too, of which there is one per earlier unroll
+            is_hidden = is_hidden | (torch.arange(end, device=query.device) <= rows[:, None] + len(guesses) - window)
         is_hidden = is_hidden | (documents[:, start:end, None] != documents[:, None, :end])
         scores = scores.masked_fill(is_hidden[:, None, None], torch.finfo(scores.dtype).min)
         # A guess is seen by its own row only: one score each, of shape (batch_size, kv_heads, groups, num_rows, 1).
@@ -132,4 +143,8 @@ class _UnrolledAttention:
         output = output.unflatten(2, (groups, num_rows))
         for i, (_, values) in enumerate(guesses):
             output = output + weights[..., end + i, None] * values[:, :, None, start:end]
-        return output.flatten(1, 2)
+        return output.flatten(1, 2).transpose(1, 2).flatten(2)
+
+
+def _layers(draft: EagleDraftModel) -> list[EagleDecoderLayer]:
+    return cast(list[EagleDecoderLayer], list(draft.layers))

@@ -1,0 +1,75 @@
+"""
+Heads with multi-head latent attention for DeepSeek and Kimi targets, as Model Optimizer, TorchSpec and others write
+them: architecture `Eagle3DeepseekV2ForCausalLM` (or V3), tensors `layers.0.self_attn.kv_b_proj` and its kin.
+"""
+
+from typing import Any
+
+import torch
+
+from ..configuration_eagle import EagleConfig
+from .feature_layers import to_layer_outputs
+from .flat_config import flat_config
+from .head import Head, read_eagle3
+from .names import canonical_names, is_eagle3
+from .traits import refuse
+from .vocabulary import draft_vocabulary
+
+
+def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
+    """Whether the tensors are those of an EAGLE-3 head with latent attention."""
+    weights = canonical_names(weights)
+    return "layers.0.self_attn.kv_b_proj.weight" in weights and is_eagle3(weights)
+
+
+def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
+    """
+    Read heads with latent attention. The ranks and widths are those of the tensors.
+
+    Args:
+        config (`dict`): Content of `config.json`.
+        weights (`dict[str, torch.Tensor]`): The tensors of the file.
+    """
+    return read_eagle3(config, canonical_names(weights), norm_output=bool(config.get("norm_output")))
+
+
+def write(
+    config: EagleConfig, weights: dict[str, torch.Tensor], target: str | None
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """
+    A head with latent attention as vLLM and SGLang read it: the former takes the list at the top level; the latter that
+    of `eagle_config`, adding 1 if it starts with 1.
+
+    Raises:
+        `ValueError`: if the engines would compute something else.
+    """
+    known = {"latent", "norm_before_fc", "fc_norm", "norm_output", "features", "narrow"}
+    why = "engines build heads with latent attention of one layer with no options but norms of features"
+    refuse(config, "engines that run latent attention", known, why)
+    if config.target_hidden_size == config.hidden_size:
+        weights.pop("embed_tokens.weight", None)
+    flat = flat_config(config, weights, "Eagle3DeepseekV2ForCausalLM", target, model_type="deepseek_v3")
+    del flat["head_dim"]
+    for name in (
+        "kv_lora_rank",
+        "q_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "rope_interleave",
+    ):
+        flat[name] = getattr(config, name)
+    flat |= {"fc_norm": config.fc_norm, "norm_before_fc": config.norm_before_fc, "norm_output": config.norm_output}
+    flat["eagle_config"] = {"use_aux_hidden_state": True}
+    if config.feature_layer_ids is not None:
+        ids = config.feature_layer_ids
+        listed = to_layer_outputs(ids) if ids[0] == 2 else ids
+        if listed[0] == 1 and listed is ids:
+            raise ValueError(
+                f"The head reads `hidden_states` {ids}, a list that SGLang would take for outputs of layers since it "
+                "starts with 1, and there is no other way to say it."
+            )
+        flat["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = listed
+        flat["eagle_aux_hidden_state_layer_ids"] = ids
+        flat["num_aux_hidden_states"] = len(ids)
+    return flat, draft_vocabulary(config, weights)

@@ -1,0 +1,99 @@
+"""
+The layout of SpecForge, which SGLang serves: a flat Llama-like `config.json` of architecture `LlamaForCausalLMEagle3`,
+and tensors `midlayer.*`, with `embed_tokens` (its `hf` export) or without (its `sglang` export). Older exports call the
+norms of features `aux_norm_low`, `aux_norm_mid` and `aux_norm_high`.
+"""
+
+from typing import Any
+
+import torch
+
+from ..configuration_eagle import EagleConfig
+from . import deepseek
+from .feature_layers import to_layer_outputs
+from .flat_config import flat_config
+from .head import Head, read_eagle3
+from .names import canonical_names, is_eagle3
+from .traits import refuse
+from .vocabulary import draft_vocabulary
+
+
+def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
+    """Whether the one layer is called `midlayer`, and the architecture is not the EAGLE authors'."""
+    is_authors = config.get("architectures") in (None, [], ["LlamaForCausalLM"]) and "eagle_config" not in config
+    has_midlayer = any(name.startswith("midlayer.") for name in weights)
+    return has_midlayer and not is_authors and is_eagle3(canonical_names(weights))
+
+
+def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
+    """
+    Read heads that SpecForge or AngelSlim trained. `norm_output` in their configurations means that there is a norm
+    before `lm_head`, as there always is; what training feeds back is the state before the norm, and so do we.
+
+    Args:
+        config (`dict`): Content of `config.json`.
+        weights (`dict[str, torch.Tensor]`): The tensors of the file.
+    """
+    decisions = []
+    if config.get("norm_output"):
+        decisions.append("`norm_output` is set, but SpecForge trains with the state before the norm fed back: False")
+    return read_eagle3(config, canonical_names(weights), decisions=decisions, norm_output=False)
+
+
+def write(
+    config: EagleConfig, weights: dict[str, torch.Tensor], target: str | None
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """
+    A head as SGLang reads it: `eagle_config` lists outputs of layers, to which it adds 1.
+
+    Raises:
+        `ValueError`: if SGLang would compute something else, which it would not notice: it skips tensors that it does
+            not know, and leaves others at their initial values.
+    """
+    known = {
+        "norm_before_fc",
+        "fc_norm",
+        "norm_output",
+        "features",
+        "narrow",
+        "fc_bias",
+        "no_lm_head",
+        "no_fc",
+        "latent",
+    }
+    eagle1 = {"eagle1", "fc_bias_eagle1", "qkv_bias_eagle1"}
+    why = (
+        "SGLang has no code for this: it takes the raw feature as residual, one layer, and no biases or norms within it"
+    )
+    refuse(config, "SGLang", known | eagle1, why)
+    if config.kv_lora_rank is not None:
+        return deepseek.write(config, weights, target)
+    if config.eagle_version == 1:
+        return _write_eagle1(config, weights, target)
+    if config.target_hidden_size == config.hidden_size:
+        weights.pop("embed_tokens.weight", None)  # SGLang takes the target's in any case
+    if not config.norm_output:
+        # `midlayer` marks heads of SpecForge, whose `norm_output` means something else; see `read`.
+        weights = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in weights.items()}
+    flat = flat_config(config, weights, "LlamaForCausalLMEagle3", target)
+    flat |= {"fc_norm": config.fc_norm, "norm_before_fc": config.norm_before_fc, "norm_output": config.norm_output}
+    flat |= {"bias": config.fc_bias, "eagle_config": {"use_aux_hidden_state": config.use_fc}}
+    if config.norm_before_fc:
+        flat["eagle_config"]["norm_before_fc"] = True
+    if config.use_fc and config.feature_layer_ids is not None:
+        flat["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = to_layer_outputs(config.feature_layer_ids)
+        # Read by vLLM, and by us: which of the two conventions the list above follows cannot be seen in it.
+        flat["eagle_aux_hidden_state_layer_ids"] = config.feature_layer_ids
+        flat["num_aux_hidden_states"] = len(config.feature_layer_ids)
+    return flat, draft_vocabulary(config, weights, even_if_full=True)
+
+
+def _write_eagle1(
+    config: EagleConfig, weights: dict[str, torch.Tensor], target: str | None
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    architecture = "Qwen2ForCausalLMEagle" if config.qkv_bias else "LlamaForCausalLMEagle"
+    if not config.fc_bias:  # SGLang's `fc` has one in any case, and what the file lacks would stay uninitialised
+        weights = weights | {"fc.bias": torch.zeros_like(weights["fc.weight"][:, 0])}
+    model_type = "qwen2" if config.qkv_bias else "llama"
+    flat = flat_config(config, weights, architecture, target, model_type=model_type)
+    return flat | {"bias": True} | ({"qkv_bias": True} if config.qkv_bias else {}), weights

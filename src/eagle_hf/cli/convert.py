@@ -1,0 +1,34 @@
+"""Write a head in the layout that another engine reads, or say why that engine cannot run it."""
+
+import argparse
+
+from ..checkpoints.exporting import LAYOUTS, export_checkpoint
+from ..modeling_eagle import EagleDraftModel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("repo", help="EAGLE head in any layout: repository id or folder")
+    parser.add_argument(
+        "--to", required=True, choices=["eagle_hf", *LAYOUTS], help="layout, named by engine or inventor"
+    )
+    parser.add_argument("--output", required=True, help="folder to write to")
+    parser.add_argument("--target", help="repository id of the target, where the head does not name it")
+    parser.add_argument("--dtype", help="dtype to write, such as float16 (default: that of the head)")
+    parser.add_argument("--revision", help="revision of the repository")
+    parser.add_argument(
+        "--feature-layer-ids", type=int, nargs="+", help="hidden states that the head reads, if its files are wrong"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, convert, write."""
+    draft = EagleDraftModel.from_pretrained(
+        args.repo, revision=args.revision, dtype=args.dtype, feature_layer_ids=args.feature_layer_ids
+    )
+    if args.to == "eagle_hf":
+        draft.save_pretrained(args.output)
+    else:
+        export_checkpoint(draft, args.output, args.to, target=args.target)
+    print(f"{args.output} holds the head in the layout {args.to}.")
+    return 0

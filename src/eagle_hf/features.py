@@ -1,0 +1,104 @@
+"""
+Reading the target's features: the hidden states that a head was trained on.
+
+`transformers` returns the last hidden state after the final norm. Most heads want layers further down, EAGLE-1 heads
+want just that one, and a few want the output of the last layer before the norm, which nobody returns:
+
+```text
+embedding ── layer 0 ── layer 1 ── ... ── layer n - 1 ── final norm ── lm_head
+         0           1          2                     n              -1
+```
+"""
+
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .configuration_eagle import EagleConfig
+from .versions import hidden_states_argument
+
+
+class FeatureReader:
+    """
+    Gets the features of one head from forwards of its target:
+
+    ```python
+    reader = FeatureReader(target, draft.config)
+    with reader:
+        outputs = target(input_ids, output_hidden_states=reader.output_hidden_states)
+    features = reader.concatenate(reader.states(outputs.hidden_states))
+    ```
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The target.
+        config ([`EagleConfig`]): Configuration of the head.
+
+    Raises:
+        `ValueError`: if the head reads layers that the target does not have.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: EagleConfig):
+        num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        self.layer_ids = config.resolve_feature_layer_ids(num_layers)
+        self._last = num_layers
+        self._last_layer: nn.Module | None = None
+        if config.reads_last_layer_before_norm(num_layers):
+            self._last_layer = last_decoder_layer(model, num_layers)
+        self._last_output = torch.empty(0)
+        self._hook: Any = None
+        returned = [i for i in self.layer_ids if self._last_layer is None or i != num_layers]
+        # What to pass to the target's forward under this name.
+        self.output_hidden_states: list[int] | bool = hidden_states_argument(returned) if returned else False
+
+    def __enter__(self) -> "FeatureReader":
+        if self._last_layer is not None:
+            thread = threading.get_ident()
+
+            def keep_output(module: nn.Module, args: tuple, output: Any) -> None:
+                if threading.get_ident() == thread:  # others may use the target at the same time
+                    self._last_output = output[0] if isinstance(output, tuple) else output
+
+            self._hook = self._last_layer.register_forward_hook(keep_output)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def states(self, hidden_states: tuple[torch.Tensor, ...] | None) -> list[torch.Tensor]:
+        """
+        The hidden states that the head reads, in its order, each of shape `(batch_size, seq_len, hidden_size)`.
+
+        Args:
+            hidden_states (`tuple` of `torch.Tensor`, *optional*): What the last forward returned under this name.
+        """
+        is_hooked = self._last_layer is not None
+        return [
+            self._last_output if is_hooked and i == self._last else (hidden_states or ())[i] for i in self.layer_ids
+        ]
+
+    @staticmethod
+    def concatenate(states: list[torch.Tensor]) -> torch.Tensor:
+        """Features of shape `(batch_size, seq_len, num_features * hidden_size)`, as `project_features` takes them."""
+        return torch.cat([state.to(states[0].device) for state in states], dim=-1) if len(states) > 1 else states[0]
+
+
+def last_decoder_layer(model: PreTrainedModel, num_layers: int) -> nn.Module:
+    """
+    The last layer of a target's decoder, whatever its attributes are called: decoders keep their layers in the first
+    list of this length.
+
+    Raises:
+        `ValueError`: if there is no such list.
+    """
+    for module in model.get_decoder().modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            return module[-1]
+    raise ValueError(
+        f"The draft reads the output of layer {num_layers - 1} before the final norm, but {type(model).__name__} has "
+        f"no list of {num_layers} decoder layers to read it from. Use another draft, or one without this feature."
+    )

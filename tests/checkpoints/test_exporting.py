@@ -1,0 +1,117 @@
+"""From any layout to any other and back: the head stays the same, bit by bit, or the way is refused."""
+
+import pytest
+import torch
+from doubles import random_draft
+from layouts import SAMPLES, random_inputs, tiny_llama
+
+from eagle_hf import EagleDraftModel, export_checkpoint
+from eagle_hf.checkpoints.exporting import LAYOUTS
+from eagle_hf.cli.main import main
+
+
+NAMES = sorted(path.name for path in SAMPLES.iterdir() if path.is_dir())
+SGLANG_REFUSES = {"speculators-0.9-eagle3-llama", "speculators-0.9-eagle3.1-llama-norm_before_fc-norm_output"}
+# What each engine can run of the samples; all else is refused.
+POSSIBLE = {
+    "safeailab": {name for name in NAMES if name.startswith("safeailab")}
+    | {"specforge-eagle3-sglang", "angelslim-eagle3"},
+    "speculators": {name for name in NAMES if not name.startswith(("safeailab-eagle1", "kimi"))},
+    "vllm": {name for name in NAMES if not name.startswith("safeailab-eagle1")},
+    "sglang": set(NAMES) - SGLANG_REFUSES,
+    "modelopt": {
+        "modelopt-eagle3-llama", "specforge-eagle3-sglang", "angelslim-eagle3", "safeailab-eagle3-llama3",
+    },
+    "llama.cpp": {
+        "modelopt-eagle3-llama", "specforge-eagle3-sglang", "angelslim-eagle3", "safeailab-eagle3-llama3",
+        "safeailab-eagle3-target_hidden_size", "speculators-0.9-eagle3-llama",
+    },
+}  # fmt: skip
+
+
+def same_head(first, second):
+    """Whether two heads have the same tensors and compute the same; embeddings that are the target's may be missing."""
+    ours, theirs = first.state_dict(), second.state_dict()
+    if "embed_tokens.weight" not in theirs:
+        ours.pop("embed_tokens.weight", None)
+    if "fc.bias" not in ours and "fc.bias" in theirs:  # SGLang's `fc` of EAGLE-1 has one in any case
+        assert not theirs.pop("fc.bias").any()
+    assert ours.keys() == theirs.keys()
+    assert all(tensor.dtype == theirs[name].dtype for name, tensor in ours.items())
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert first.config.resolve_feature_layer_ids(8) == second.config.resolve_feature_layer_ids(8)
+    assert first.config.reads_last_layer_before_norm(8) == second.config.reads_last_layer_before_norm(8)
+    left_out = {
+        "own_embed_tokens", "fc_bias", "published_feature_layer_ids", "feature_layer_ids", "name_or_path",
+        "_name_or_path", "dtype", "rope_parameters",
+    }  # fmt: skip
+    fields = {name: value for name, value in first.config.to_dict().items() if name not in left_out}
+    assert fields == {name: value for name, value in second.config.to_dict().items() if name not in left_out}
+    assert first.config.rope_parameters == second.config.rope_parameters
+    features, embeds = random_inputs(first)
+    with torch.no_grad():
+        outputs = [d.float()(d.project_features(features), embeds).last_hidden_state for d in (first, second)]
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("layout", POSSIBLE)
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trips_are_exact_or_refused(tmp_path, name, layout):
+    draft = EagleDraftModel.from_pretrained(SAMPLES / name)
+    if name not in POSSIBLE[layout]:
+        with pytest.raises(ValueError, match="cannot be exported|has rotary embeddings|has no words|always reads"):
+            export_checkpoint(draft, tmp_path, layout)
+        return
+    same_head(draft, EagleDraftModel.from_pretrained(export_checkpoint(draft, tmp_path, layout)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_our_own_layout_keeps_every_head(tmp_path, name):
+    draft = EagleDraftModel.from_pretrained(SAMPLES / name)
+    draft.save_pretrained(tmp_path)
+    again = EagleDraftModel.from_pretrained(tmp_path)
+    assert again.config.to_diff_dict() == draft.config.to_diff_dict()
+    same_head(draft, again)
+
+
+def test_names_of_engines_and_inventors_mean_the_same():
+    assert LAYOUTS["sglang"] is LAYOUTS["specforge"]
+    assert LAYOUTS["tensorrt-llm"] is LAYOUTS["modelopt"]
+
+
+def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match=r"'gguf', expected one of safeailab, speculators, vllm"):
+        export_checkpoint(random_draft(tiny_llama()), tmp_path, "gguf")
+
+
+def test_the_head_itself_is_left_as_it_was(tmp_path):
+    draft = random_draft(tiny_llama(), feature_layer_ids=[2, 4, 5], own_embed_tokens=True)
+    before = {name: tensor.clone() for name, tensor in draft.state_dict().items()}
+    for layout in LAYOUTS:
+        export_checkpoint(draft, tmp_path / layout, layout)
+    after = draft.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+class TestCommand:
+    def test_converts(self, tmp_path, capsys):
+        head, folder = str(SAMPLES / "safeailab-eagle3-llama3"), str(tmp_path)
+        assert main(["convert", head, "--to", "vllm", "--output", folder, "--target", "org/target"]) == 0
+        assert "in the layout vllm" in capsys.readouterr().out
+        draft = EagleDraftModel.from_pretrained(folder)
+        assert draft.config.base_model_name_or_path == "org/target"
+        same = EagleDraftModel.from_pretrained(head)
+        assert all(torch.equal(tensor, draft.state_dict()[name]) for name, tensor in same.state_dict().items())
+
+    def test_our_own_layout_and_another_dtype(self, tmp_path):
+        head = str(SAMPLES / "angelslim-eagle3")
+        arguments = ["--to", "eagle_hf", "--output", str(tmp_path), "--dtype", "float16"]
+        assert main(["convert", head, *arguments, "--feature-layer-ids", "1", "3", "4"]) == 0
+        draft = EagleDraftModel.from_pretrained(tmp_path)
+        assert (draft.dtype, draft.config.feature_layer_ids) == (torch.float16, [1, 3, 4])
+
+    def test_says_why_not(self, tmp_path, capsys):
+        head = str(SAMPLES / "speculators-0.9-eagle3-llama")
+        assert main(["convert", head, "--to", "sglang", "--output", str(tmp_path)]) == 1
+        assert "norm_before_residual" in capsys.readouterr().err
