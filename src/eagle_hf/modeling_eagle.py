@@ -257,6 +257,7 @@ class EagleDraftModel(PreTrainedModel):
         cache_dir: str | os.PathLike | None = None,
         force_download: bool = False,
         local_files_only: bool = False,
+        allow_non_finite: bool = False,
         **kwargs: Any,
     ) -> "EagleDraftModel":
         """
@@ -272,6 +273,8 @@ class EagleDraftModel(PreTrainedModel):
             device_map (`str`, `dict`, `torch.device` or `int`, *optional*):
                 Where to put the head. By default, in `generate`, the target's device.
             revision, subfolder, token, cache_dir, force_download, local_files_only: As in `transformers`.
+            allow_non_finite (`bool`, *optional*, defaults to `False`):
+                Whether weights that are NaN or infinite are let through, to look into a head that went wrong.
 
         Raises:
             `OSError`: if a file is missing, damaged, or unsafe to read.
@@ -288,6 +291,7 @@ class EagleDraftModel(PreTrainedModel):
             cache_dir=cache_dir,
             force_download=force_download,
             local_files_only=local_files_only,
+            allow_non_finite=allow_non_finite,
         )
         with torch.device("meta"):
             expected = cls(checkpoint.config).state_dict()

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig
 from transformers.utils import logging
 
 from ..configuration_eagle import EagleConfig
 from . import own, safeailab
 from .files import find_file, read_json, read_weights
-from .validation import check_finite, check_vocabulary
+from .validation import check_finite, check_size, check_vocabulary
 
 
 logger = logging.get_logger(__name__)
@@ -36,13 +37,16 @@ class EagleCheckpoint:
     source: Path
 
 
-def read_checkpoint(repo: str | os.PathLike, config: EagleConfig | None = None, **hub_kwargs: Any) -> EagleCheckpoint:
+def read_checkpoint(
+    repo: str | os.PathLike, config: EagleConfig | None = None, allow_non_finite: bool = False, **hub_kwargs: Any
+) -> EagleCheckpoint:
     """
     Read a head in any layout that is known here.
 
     Args:
         repo (`str` or `os.PathLike`): Repository id on the Hub, or a folder.
         config ([`EagleConfig`], *optional*): Used instead of what the repository says.
+        allow_non_finite (`bool`, *optional*, defaults to `False`): Whether NaN and infinite weights are let through.
         hub_kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
     Raises:
@@ -56,7 +60,10 @@ def read_checkpoint(repo: str | os.PathLike, config: EagleConfig | None = None, 
     weights, source = read_weights(repo, **hub_kwargs)
     for layout in (own, safeailab):
         if layout.matches(config_dict, weights):
-            found, weights = layout.read(config_dict, weights)
+            try:
+                found, weights = layout.read(config_dict, weights)
+            except StrictDataclassError as error:  # a field of another type
+                raise ValueError(f"{config_path}: {error}") from error
             logger.info(f"{repo} is a head in the layout `{layout.__name__.rpartition('.')[2]}`: {found}")
             break
     else:
@@ -66,7 +73,9 @@ def read_checkpoint(repo: str | os.PathLike, config: EagleConfig | None = None, 
         )
     config = config if config is not None else found
     weights = check_vocabulary(config, weights, source)
-    check_finite(weights, source)
+    check_size(config, weights, source)
+    if not allow_non_finite:
+        check_finite(weights, source)
     generation_path = find_file(repo, "generation_config.json", **hub_kwargs)
     generation_config = None
     if generation_path is not None:
