@@ -50,3 +50,11 @@ def test_sweep_prints_a_line_per_tree(tmp_path):
     (tmp_path / "prompts.jsonl").write_text("\n".join(prompts))
     printed = run("tree_sweep", "--repeats", 1, "--new-tokens", 4, "--prompts", tmp_path / "prompts.jsonl")
     assert len(printed.splitlines()) == 10
+
+
+def test_loading_compares_with_safetensors(tmp_path):
+    printed = run("loading", "--repeats", 1, "--hidden-size", 128, "--cached-only", "--json", tmp_path / "r.json")
+    assert "eagle / read" in printed
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["cached"]["eagle"]["seconds"] > 0
+    assert result["cached"]["eagle"]["memory_in_file_sizes"] >= 0

@@ -29,12 +29,14 @@ class EagleCheckpoint:
         weights (`dict[str, torch.Tensor]`): Its tensors, under the names of [`EagleDraftModel`].
         generation_config ([`~transformers.GenerationConfig`], *optional*): How to draft, where the repository says so.
         source (`pathlib.Path`): The weight file.
+        layout (`str`): Name of the layout that it is in.
     """
 
     config: EagleConfig
     weights: dict[str, torch.Tensor]
     generation_config: GenerationConfig | None
     source: Path
+    layout: str
 
 
 def read_checkpoint(
@@ -64,7 +66,8 @@ def read_checkpoint(
                 found, weights = layout.read(config_dict, weights)
             except StrictDataclassError as error:  # a field of another type
                 raise ValueError(f"{config_path}: {error}") from error
-            logger.info(f"{repo} is a head in the layout `{layout.__name__.rpartition('.')[2]}`: {found}")
+            layout_name = layout.__name__.rpartition(".")[2]
+            logger.info(f"{repo} is a head in the layout `{layout_name}`: {found}")
             break
     else:
         raise ValueError(
@@ -80,4 +83,4 @@ def read_checkpoint(
     generation_config = None
     if generation_path is not None:
         generation_config = GenerationConfig.from_dict(read_json(generation_path))
-    return EagleCheckpoint(config, weights, generation_config, source)
+    return EagleCheckpoint(config, weights, generation_config, source, layout_name)

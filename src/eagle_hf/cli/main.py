@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import demo, env, generate
+from . import demo, env, generate, inspect
 
 
-COMMANDS = {"demo": demo, "generate": generate, "env": env}
+COMMANDS = {"demo": demo, "generate": generate, "inspect": inspect, "env": env}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
