@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.body)
         repo = f"{request['organization']}/{request['name']}"
         if repo in self.server.repositories:
-            return self.answer(409, {"error": "You already created this model repo"})
+            return self.answer(409, {"error": "You already created it", "url": f"{self.server.url}/{repo}"})
         self.server.repositories[repo] = Repository(request.get("visibility") == "private")
         return self.answer(200, {"url": f"{self.server.url}/{repo}"})
 

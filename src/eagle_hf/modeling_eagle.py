@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,6 @@ from .checkpoints.validation import check_tensors
 from .configuration_eagle import EagleConfig
 from .draft_options import DraftOptions
 from .packed_linear import PackedLinear
-
-
-if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo
 
 
 # Cosines, and sines whose first half is negated, of shape (batch_size, 1, seq_len, head_dim) each: then rotating x is
@@ -314,27 +310,8 @@ class EagleDraftModel(PreTrainedModel):
         if kwargs.get("is_main_process", True):
             self.generation_config.save_pretrained(save_directory)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> "CommitInfo":
-        """
-        Push the head to the Hub in one commit: `config.json`, `generation_config.json`, weights (safetensors), and a
-        model card. Weights that an earlier push left under other names are deleted in the same commit.
-
-        Args:
-            repo_id (`str`): Repository, made if there is none.
-            card ([`~huggingface_hub.ModelCard`], *optional*):
-                The model card. By default a card that the repository has is kept, and otherwise one is written with
-                [`create_model_card`].
-            measurements, training, license, language, base_model, base_model_revision, tags, limitations (*optional*):
-                Passed on to [`create_model_card`]; then the card is written even if there is one.
-            custom_generate (`bool`, *optional*, defaults to `False`):
-                Whether to add `custom_generate/generate.py`, so that
-                `model.generate(..., custom_generate=repo_id, trust_remote_code=True)` uses the head.
-            commit_message, commit_description, private, token, revision, create_pr, max_shard_size (*optional*):
-                As in `transformers`. A branch that does not exist is made.
-
-        Returns:
-            [`~huggingface_hub.CommitInfo`]
-        """
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Push to the Hub in one commit, with a model card; arguments as in [`~eagle_hf.publishing.push_head`]."""
         from .publishing import push_head  # needs this module itself
 
         return push_head(self, repo_id, **kwargs)

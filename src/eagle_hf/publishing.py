@@ -39,9 +39,30 @@ def push_head(
     **card_kwargs: Any,
 ) -> CommitInfo:
     """
-    Push a head; what [`EagleDraftModel.push_to_hub`] does, which describes the arguments.
+    Push a head to the Hub in one commit at the end: `config.json`, `generation_config.json`, weights (safetensors) and
+    a model card. An upload that is interrupted leaves the repository as it was. Weights that an earlier push left under
+    other names are deleted in the same commit. [`EagleDraftModel.push_to_hub`] does this.
 
-    Everything is one commit at the end: an upload that is interrupted leaves the repository as it was.
+    Args:
+        draft ([`EagleDraftModel`]): The head.
+        repo_id (`str`): Repository, made if there is none.
+        card ([`~huggingface_hub.ModelCard`], *optional*):
+            The model card. By default a card that the repository has is kept, and otherwise one is written with
+            [`create_model_card`].
+        custom_generate (`bool`, *optional*, defaults to `False`):
+            Whether to add `custom_generate/generate.py`, so that
+            `model.generate(..., custom_generate=repo_id, trust_remote_code=True)` uses the head.
+        commit_message, commit_description, private, token, revision, create_pr, max_shard_size (*optional*):
+            As in `transformers`. A branch that does not exist is made.
+        card_kwargs: `measurements`, `training`, `license`, `language`, `base_model`, `base_model_revision`, `tags` and
+            `limitations` of [`create_model_card`]; with any of them but `tags`, the card is written even if there is
+            one.
+
+    Returns:
+        [`~huggingface_hub.CommitInfo`]
+
+    Raises:
+        `ValueError`: if there are a `card` and arguments to write one from.
     """
     if card is not None and card_kwargs:
         raise ValueError(f"Got a `card`, and {', '.join(card_kwargs)} to write one from. Pass either.")

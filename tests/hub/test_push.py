@@ -106,18 +106,20 @@ def test_an_upload_that_is_killed_leaves_the_repository_as_it_was(hub, client):
     client.run("draft.push_to_hub('org/killed', token=TOKEN)")
     before = dict(hub.files("org/killed"))
     hub.stall_uploads = True
-    with Client(hub.url) as victim:
-        victim.run(SETUP)
-        victim.send("""
-draft.norm.weight.data += 1
-draft.push_to_hub('org/killed', token=TOKEN, tags=['new'], language='en')
+    try:
+        with Client(hub.url) as victim:
+            victim.run(SETUP)
+            victim.send("""
+with torch.no_grad():
+    draft.norm.weight += 1
+draft.push_to_hub('org/killed', token=TOKEN, language='en')
 """)
-        assert hub.is_stalling.wait(120)
-        assert hub.files("org/killed") == before
-    hub.stall_uploads = False
+            assert hub.is_stalling.wait(120)
+    finally:
+        hub.stall_uploads = False
+        hub.stop_stalling.set()
     assert hub.files("org/killed") == before
     assert client.run("result = same(EagleDraftModel.from_pretrained('org/killed', force_download=True))")
-    hub.stop_stalling.set()
 
 
 def test_a_card_that_is_there_is_kept_unless_a_new_one_is_asked_for(hub, client):
