@@ -161,7 +161,7 @@ class TestFacts:
         assert main(["inspect", str(GOLDEN / "drafts" / "A_eagle3_narrow")]) == 0
         printed = " ".join(capsys.readouterr().out.split())
         for fact in (
-            "layout safeailab",
+            "safeailab",
             "version EAGLE-3",
             "hidden size 32",
             "hidden size of the target 64",
