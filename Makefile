@@ -7,10 +7,10 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest bench profile bench-training sweep lint format types ci clean help
+.PHONY: demo test test-oldest bench bench-loading bench-training profile sweep lint format types ci clean help
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Without an accelerator, PyTorch's CPU build saves gigabytes. It is taken where pip's index offers one; see README.
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -35,6 +35,9 @@ test-oldest: ## Run the tests with the oldest supported transformers, in an envi
 
 bench: $(VENV)/.ready ## Measure step cost and speedup on this machine
 	$(BIN)/python benchmarks/speed.py
+
+bench-loading: $(VENV)/.ready ## Measure time and memory of loading a head of 0.4 GB
+	$(BIN)/python benchmarks/loading.py
 
 profile: $(VENV)/.ready ## Print time and operators of the parts of a step
 	$(BIN)/python benchmarks/profile_step.py

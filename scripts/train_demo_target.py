@@ -12,8 +12,8 @@ model still learns to write answers as long as the second block size:
     python scripts/train_demo_target.py stage2 --data train.jsonl.xz --tokenizer TOKENIZER --output runs/target
 
 `mix` instead of a stage writes the conversations that are trained as `mix.jsonl`, whose prompts the head's answers are
-made from (docs/training.md). A stage that was interrupted goes on from its newest checkpoint when it is started again. `--size large` trains the
-24-layer, 256-wide model with the wide mix instead, which is meant for a GPU.
+made from (docs/training.md). A stage that was interrupted goes on from its newest checkpoint when it is started again.
+`--size large` trains the 24-layer, 256-wide model with the wide mix instead, which is meant for a GPU.
 
 On two AMD EPYC cores with bfloat16 instructions stage 1 took about 2 h 24 min, stage 2 43 min, with other work beside
 them and with glibc told to keep its memory (see docs/training.md). On a GPU it was not timed.

@@ -12,6 +12,8 @@ from .configuration_eagle import EagleConfig
 from .draft_options import DraftOptions
 from .generation.output import EagleGenerateOutput
 from .generation.seam import attach, detach, install, uninstall
+from .inspection import inspect_head
+from .model_card import Measurements, TaskResult, TrainingFacts, create_model_card
 from .modeling_eagle import EagleDraftModel, EagleDraftOutput
 from .tree import DraftTree
 
@@ -25,9 +27,14 @@ __all__ = [
     "EagleDraftModel",
     "EagleDraftOutput",
     "EagleGenerateOutput",
+    "Measurements",
+    "TaskResult",
+    "TrainingFacts",
     "attach",
+    "create_model_card",
     "detach",
     "export_checkpoint",
+    "inspect_head",
     "install",
     "uninstall",
 ]

@@ -210,6 +210,7 @@ class EagleDraftModel(PreTrainedModel):
         force_download: bool = False,
         local_files_only: bool = False,
         feature_layer_ids: list[int] | None = None,
+        allow_non_finite: bool = False,
         **kwargs: Any,
     ) -> "EagleDraftModel":
         """
@@ -229,6 +230,8 @@ class EagleDraftModel(PreTrainedModel):
                 Hidden states of the target that the head reads, if the repository is wrong about them; see
                 [`EagleConfig`].
             kwargs: Other fields of [`EagleConfig`], likewise, such as `norm_output` or `mask_token_id`.
+            allow_non_finite (`bool`, *optional*, defaults to `False`):
+                Whether weights that are NaN or infinite are let through, to look into a head that went wrong.
 
         Raises:
             `OSError`: if a file is missing, damaged, or unsafe to read.
@@ -249,6 +252,7 @@ class EagleDraftModel(PreTrainedModel):
             cache_dir=cache_dir,
             force_download=force_download,
             local_files_only=local_files_only,
+            allow_non_finite=allow_non_finite,
         )
         with torch.device("meta"):
             expected = cls(checkpoint.config).state_dict()
@@ -266,6 +270,12 @@ class EagleDraftModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             self.generation_config.save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Push to the Hub in one commit, with a model card; arguments as in [`~eagle_hf.publishing.push_head`]."""
+        from .publishing import push_head  # needs this module itself
+
+        return push_head(self, repo_id, **kwargs)
 
     @property
     def has_reduced_vocabulary(self) -> bool:

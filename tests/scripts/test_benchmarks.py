@@ -73,3 +73,11 @@ def test_training_variants_trains_and_evaluates_each(tmp_path):
     )  # fmt: skip
     assert set(json.loads((tmp_path / "out" / "results.json").read_text())) == set(variants)
     assert all(f"| {variant} | " in printed for variant in variants)
+
+
+def test_loading_compares_with_safetensors(tmp_path):
+    printed = run("loading", "--repeats", 1, "--hidden-size", 128, "--cached-only", "--json", tmp_path / "r.json")
+    assert "eagle / read" in printed
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["cached"]["eagle"]["seconds"] > 0
+    assert result["cached"]["eagle"]["memory_in_file_sizes"] >= 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig
 from transformers.utils import logging
 
@@ -14,7 +15,7 @@ from . import angelslim, deepseek, modelopt, nemo_automodel, own, parallel_eagle
 from .files import find_file, read_json, read_weights
 from .head import Head
 from .other_drafters import recognise
-from .validation import check_finite, check_vocabulary
+from .validation import check_finite, check_size, check_vocabulary
 
 
 logger = logging.get_logger(__name__)
@@ -35,18 +36,21 @@ class EagleCheckpoint:
         weights (`dict[str, torch.Tensor]`): Its tensors, under the names of [`EagleDraftModel`].
         generation_config ([`~transformers.GenerationConfig`], *optional*): How to draft, where the repository says so.
         source (`pathlib.Path`): The weight file.
+        decisions (`list[str]`): The layout that it is in, and what was decided where the repository leaves room.
     """
 
     config: EagleConfig
     weights: dict[str, torch.Tensor]
     generation_config: GenerationConfig | None
     source: Path
+    decisions: list[str]
 
 
 def read_checkpoint(
     repo: str | os.PathLike,
     config: EagleConfig | None = None,
     overrides: dict[str, Any] | None = None,
+    allow_non_finite: bool = False,
     **hub_kwargs: Any,
 ) -> EagleCheckpoint:
     """
@@ -56,6 +60,7 @@ def read_checkpoint(
         repo (`str` or `os.PathLike`): Repository id on the Hub, or a folder.
         config ([`EagleConfig`], *optional*): Used instead of what the repository says.
         overrides (`dict`, *optional*): Fields of the configuration that are used instead of what the repository says.
+        allow_non_finite (`bool`, *optional*, defaults to `False`): Whether NaN and infinite weights are let through.
         hub_kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
     Raises:
@@ -69,7 +74,10 @@ def read_checkpoint(
     _refuse_other_drafters(repo, config_dict, {})  # before weights are downloaded, which may be a whole target's
     weights, source = read_weights(repo, **hub_kwargs)
     overrides = overrides or {}
-    head = _read_layout(repo, config_dict, weights, overrides)
+    try:
+        head = _read_layout(repo, config_dict, weights, overrides)
+    except StrictDataclassError as error:  # a field of another type
+        raise ValueError(f"{config_path}: {error}") from error
     weights = head.weights
     config = config if config is not None else head.config
     if overrides:
@@ -78,12 +86,14 @@ def read_checkpoint(
         config = EagleConfig.from_dict(config.to_dict() | overrides)
     logger.info(f"{repo} is a head in the layout {'; '.join(head.decisions)}. {config}")
     weights = check_vocabulary(config, weights, source)
-    check_finite(weights, source)
+    check_size(config, weights, source)
+    if not allow_non_finite:
+        check_finite(weights, source)
     generation_path = find_file(repo, "generation_config.json", **hub_kwargs)
     generation_config = None
     if generation_path is not None:
         generation_config = GenerationConfig.from_dict(read_json(generation_path))
-    return EagleCheckpoint(config, weights, generation_config, source)
+    return EagleCheckpoint(config, weights, generation_config, source, head.decisions)
 
 
 def _refuse_other_drafters(repo: str | os.PathLike, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import convert, demo, env, generate, prepare, train
+from . import convert, demo, env, generate, inspect, prepare, train
 from .config import with_config
 
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": generate,
     "prepare": prepare,
     "train": train,
+    "inspect": inspect,
     "convert": convert,
     "env": env,
 }

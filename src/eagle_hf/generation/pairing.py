@@ -86,6 +86,13 @@ def check_pair(model: PreTrainedModel, draft: EagleDraftModel) -> None:
             "those that are not known yet. Pass the one it was trained with: "
             "`EagleDraftModel.from_pretrained(..., mask_token_id=...)`."
         )
+    trained, used = (_last_part(name) for name in (config.base_model_name_or_path, model.config.name_or_path))
+    if trained and used and trained != used:
+        logger.warning_once(
+            f"The draft was trained for {config.base_model_name_or_path}, and the target is "
+            f"{model.config.name_or_path}. The text stays right, but if they are not closely related few tokens are "
+            "accepted: `eagle-hf inspect DRAFT --target TARGET` measures it."
+        )
     if draft.lm_head is None and model.get_output_embeddings() is None:
         raise ValueError(f"The draft has no `lm_head` of its own and needs the target's, but {name} has none.")
     if draft.embed_tokens is None:
@@ -96,6 +103,11 @@ def check_pair(model: PreTrainedModel, draft: EagleDraftModel) -> None:
                 f"The draft has no embedding of its own and is {config.hidden_size} wide, but the embedding of {name} "
                 f"is {width} wide. The head needs its own (`own_embed_tokens`)."
             )
+
+
+def _last_part(name: str | None) -> str:
+    # Without organisation or folder: a copy on disk is the same model.
+    return (name or "").rstrip("/").rpartition("/")[2].lower()
 
 
 def check_cache(cache: Cache | None) -> None:

@@ -1,0 +1,51 @@
+"""Say what a head is and, with its target, measure whether it is read rightly."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from ..inspection import inspect_head
+from ..inspection.prompts import PROMPTS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("repo", help="EAGLE head: repository id or folder")
+    parser.add_argument("--target", help="its target: repository id or folder; without it nothing is measured")
+    parser.add_argument("--revision", help="revision of the head")
+    parser.add_argument("--prompt", action="append", help="measure on this prompt instead; may be repeated")
+    parser.add_argument("--prompts", type=Path, help="measure on the lines of this file instead")
+    parser.add_argument("--max-new-tokens", type=int, default=96, help="tokens of each answer (default: 96)")
+    parser.add_argument("--depth", type=int, default=5, help="tokens of a chain (default: 5)")
+    parser.add_argument("--dtype", default="auto", help="dtype of the target, such as bfloat16 (default: auto)")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--json", type=Path, help="write the result to this file as well")
+    parser.add_argument("--save", type=Path, help="save the head in its best reading to this folder, in our own layout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report. Where the published reading is not the best one, the status is 2."""
+    logging.disable_progress_bar()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    prompts = list(args.prompt or ())
+    if args.prompts:
+        prompts += [line for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    inspection = inspect_head(
+        args.repo,
+        args.target,
+        prompts=prompts or PROMPTS,
+        max_new_tokens=args.max_new_tokens,
+        depth=args.depth,
+        dtype=args.dtype,
+        revision=args.revision,
+    )
+    print(inspection)
+    if args.json:
+        args.json.write_text(json.dumps(inspection.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if args.save:
+        inspection.load_best(revision=args.revision).save_pretrained(args.save)
+    return 2 if inspection.is_read_rightly is False else 0
