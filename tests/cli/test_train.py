@@ -7,6 +7,7 @@ import pytest
 import torch
 from architectures import tiny_target
 from doubles import letter_tokenizer
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 from eagle_hf import EagleDraftModel
@@ -48,6 +49,12 @@ def test_a_head_is_trained_evaluated_and_saved(tmp_path, command, capsys):
     assert "40 rows" in printed
     assert "draft vocabulary of 16 tokens, which covers" in printed
     assert "eval_simulated_acceptance_length" in printed
+    card = ModelCard.load(tmp_path / "out" / "head" / "README.md")
+    measured = card.data.eval_results[0].metric_value
+    assert f"{measured}" in printed
+    assert "| 5 |" in card.text
+    assert "35 samples of" in card.text
+    assert "eagle-hf" in card.text
     config = head_works(tmp_path).config
     assert (config.draft_vocab_size, config.intermediate_size, config.fc_norm, config.norm_output) == (
         16,

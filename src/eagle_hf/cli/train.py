@@ -10,15 +10,18 @@ interrupted goes on when it is started again. The folder `head` in the output fo
 """
 
 import argparse
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from ..draft_options import DraftOptions
+from ..model_card import Measurements, TaskResult, TrainingFacts, create_model_card
 from ..modeling_eagle import EagleDraftModel
 from ..training import (
     EagleTrainer,
@@ -142,15 +145,59 @@ def run(args: argparse.Namespace) -> int:
             trainer.eval_dataset = _stored(trainer.target, eval_dataset, Path(data_args.features) / "eval")
         trainer.data_collator = pad_features
     resume = bool(complete_checkpoints(str(training_args.output_dir)))
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or resume)
+    trained = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or resume)
+    metrics: dict[str, float] = {}
     if eval_dataset is not None:
-        trainer.log_metrics("eval", trainer.evaluate())
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
     folder = Path(str(training_args.output_dir)) / "head"
     if head_args.head is None:
         head.generation_config = DraftOptions().to_generation_config()
     trainer.save_model(str(folder))
-    print(f"saved to {folder}")
+    if training_args.process_index == 0:
+        card = _card(trainer, train_samples, eval_samples, trained.metrics, metrics)
+        card.save(folder / "README.md")
+        print(f"saved to {folder}")
     return 0
+
+
+def _card(
+    trainer: EagleTrainer,
+    samples: SampleDataset,
+    eval_samples: SampleDataset | None,
+    trained: dict[str, float],
+    metrics: dict[str, float],
+) -> ModelCard:
+    """The head's card: how it was trained and, where there was an evaluation, what was measured."""
+    args, command = trainer.args, " ".join(["eagle-hf", *sys.argv[1:]])
+    hardware = f"{args.world_size} x {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "CPU"
+    dtype = "bfloat16 (autocast)" if args.bf16 else str(trainer.model.dtype).removeprefix("torch.")
+    measurements = None
+    if eval_samples is not None:
+        shares = [value for name, value in metrics.items() if "_accepted_at_depth_" in name]
+        result = TaskResult(
+            "samples kept out of training, greedy chain",
+            acceptance_length=metrics["eval_simulated_acceptance_length"],
+            num_prompts=len(eval_samples),
+            acceptance_by_depth=shares,
+        )
+        measurements = Measurements(
+            [result], command, hardware, dtype, notes="Counted on given texts, token by token, by the training command."
+        )
+    names = ("learning_rate", "muon_learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
+             "num_train_epochs", "max_steps", "num_unrolls", "loss")  # fmt: skip
+    training = TrainingFacts(
+        command=command,
+        data=str(samples.report),
+        hyperparameters={name: getattr(args, name) for name in names if getattr(args, name, None) is not None},
+        seed=args.seed,
+        hardware=hardware,
+        hours=round(trained["train_runtime"] / 3600, 3),
+        final_metrics={"training loss": round(trained["train_loss"], 4)},
+    )
+    return create_model_card(
+        trainer.model, str(args.hub_model_id or "head"), measurements=measurements, training=training
+    )
 
 
 def _samples(
