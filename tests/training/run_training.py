@@ -74,6 +74,9 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(Path(output) / "final"))
     if trainer.args.process_index == 0:
+        wrapped = trainer.model_wrapped
+        kinds = [type(wrapped).__name__, *{type(p.data).__name__ for p in wrapped.parameters()}]
+        (Path(output) / "wrapped.json").write_text(json.dumps(kinds))
         (Path(output) / "log.json").write_text(json.dumps(trainer.state.log_history))
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_fsdp import head_and_objective
 from safetensors.torch import load_file
 
 
 SCRIPT = Path(__file__).parent / "run_training.py"
 
 
-def run(output: Path, world_size: int, **settings) -> dict[str, torch.Tensor]:
+def start(command: list[str], world_size: int) -> None:
+    """Run a script in so many processes."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
@@ -24,7 +26,7 @@ def run(output: Path, world_size: int, **settings) -> dict[str, torch.Tensor]:
         environment |= {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(output), json.dumps(settings)],
+            [sys.executable, *command],
             env=environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}),
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -35,6 +37,11 @@ def run(output: Path, world_size: int, **settings) -> dict[str, torch.Tensor]:
     for process in processes:
         _, stderr = process.communicate(timeout=240)
         assert process.returncode == 0, stderr[-4000:]
+
+
+def run(output: Path, world_size: int, **settings) -> dict[str, torch.Tensor]:
+    """Weights of the head that so many processes train."""
+    start([str(SCRIPT), str(output), json.dumps(settings)], world_size)
     return load_file(output / "final" / "model.safetensors")
 
 
@@ -43,16 +50,27 @@ def one_process(tmp_path_factory):
     return run(tmp_path_factory.mktemp("one"), 1, gradient_accumulation_steps=2, save_strategy="no")
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["EagleDecoderLayer"]}}],
-    ids=["ddp", "fsdp2"],
-)
-def test_two_processes_are_one_with_twice_the_accumulation(tmp_path, one_process, settings):
-    two = run(tmp_path, 2, save_strategy="no", **settings)
+def test_two_processes_are_one_with_twice_the_accumulation(tmp_path, one_process):
+    two = run(tmp_path, 2, save_strategy="no")
+    assert "DistributedDataParallel" in json.loads((tmp_path / "wrapped.json").read_text())
     assert set(two) == set(one_process)
     for name, tensor in one_process.items():
         torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_a_sharded_head_has_the_gradients_of_a_whole_one(tmp_path):
+    """FSDP2. `accelerate` shards on accelerators only, so that the head is sharded by hand here."""
+    start([str(SCRIPT.parent / "run_fsdp.py"), str(tmp_path / "gradients.safetensors")], 2)
+    sharded = load_file(tmp_path / "gradients.safetensors")
+    expected: dict[str, torch.Tensor] = {}
+    for rank in range(2):
+        head, objective = head_and_objective(rank)
+        head(objective=objective).loss.backward()
+        for name, parameter in head.named_parameters():
+            expected[name] = expected.get(name, 0) + parameter.grad / 2
+    assert set(sharded) == set(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(sharded[name], gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_figures_cover_the_batches_of_all_processes(tmp_path, one_process):

@@ -108,6 +108,6 @@ def feature_regression_loss(
         step_accuracies=torch.stack(accuracies),
         accepted=torch.stack(acceptance.accepted),
         drafted=torch.stack(acceptance.drafted),
-        last_hidden_states=outputs,
+        last_hidden_states=tuple(outputs),
         feature_losses=on_features.detach(),
     )

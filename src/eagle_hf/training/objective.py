@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from transformers.modeling_outputs import ModelOutput
 
 
 @dataclass
-class ObjectiveOutput:
+class ObjectiveOutput(ModelOutput):
     """
+    A `ModelOutput`, since DDP and FSDP look for the tensors of what `forward` returns.
+
     Args:
         loss (`torch.Tensor`): Weighted sum of the losses of all unrolls.
         step_losses (`torch.Tensor` of shape `(num_steps,)`): Loss of each unroll.
@@ -17,17 +21,17 @@ class ObjectiveOutput:
         accepted, drafted (`torch.LongTensor` of shape `(num_steps,)`):
             From how many positions a greedy chain would be accepted to each depth, and from how many there is text to
             tell. Exact where the text is the target's greedy answer.
-        last_hidden_states (`list[torch.Tensor]`):
+        last_hidden_states (`tuple[torch.Tensor]`):
             Output of each unroll, of shape `(batch_size, seq_len, hidden_size)`.
         feature_losses (`torch.Tensor` of shape `(num_steps,)`, *optional*): EAGLE-1: loss on features of each unroll.
-    """  # noqa: D205
+    """
 
-    loss: torch.Tensor
-    step_losses: torch.Tensor
-    step_accuracies: torch.Tensor
-    accepted: torch.Tensor
-    drafted: torch.Tensor
-    last_hidden_states: list[torch.Tensor]
+    loss: torch.Tensor = cast(torch.Tensor, None)  # `ModelOutput` wants a default
+    step_losses: torch.Tensor = cast(torch.Tensor, None)
+    step_accuracies: torch.Tensor = cast(torch.Tensor, None)
+    accepted: torch.Tensor = cast(torch.Tensor, None)
+    drafted: torch.Tensor = cast(torch.Tensor, None)
+    last_hidden_states: tuple[torch.Tensor, ...] = cast(tuple[torch.Tensor, ...], None)
     feature_losses: torch.Tensor | None = None
 
 

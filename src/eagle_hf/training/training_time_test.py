@@ -97,7 +97,7 @@ def training_time_test_loss(
         step_accuracies=torch.stack(accuracies),
         accepted=torch.stack(acceptance.accepted),
         drafted=torch.stack(acceptance.drafted),
-        last_hidden_states=outputs,
+        last_hidden_states=tuple(outputs),
     )
 
 
