@@ -6,6 +6,7 @@ import pytest
 import torch
 from architectures import tiny_target
 from doubles import random_draft
+from huggingface_hub import ModelCard
 from tiny_training import make_trainer
 
 from eagle_hf import DraftOptions, EagleDraftModel
@@ -136,6 +137,37 @@ def test_a_head_of_another_target_is_refused_before_training(tmp_path):
         make_trainer(tmp_path, target, random_draft(target, vocab_size=97, draft_vocab_size=96))
     with pytest.raises(ValueError, match=r"hidden states of size 32.*features of size 48"):
         make_trainer(tmp_path, target, random_draft(target, target_hidden_size=48, own_embed_tokens=True))
+
+
+def test_a_target_without_hidden_states_is_refused(tmp_path, monkeypatch):
+    target = tiny_target("llama")
+    trainer = make_trainer(tmp_path, target, random_draft(target))
+    forward = type(target).forward
+
+    def without(self, *args, **kwargs):
+        return forward(self, *args, **kwargs | {"output_hidden_states": False})
+
+    monkeypatch.setattr(type(target), "forward", without)
+    with pytest.raises(ValueError, match="LlamaForCausalLM returned no `hidden_states`"):
+        trainer.train()
+
+
+def test_bfloat16_autocast_trains_float32_weights(tmp_path):
+    target = tiny_target("llama")
+    trainer = make_trainer(tmp_path, target, random_draft(target, initializer_range=0.05), bf16=True)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logs[-1]["loss"] < logs[0]["loss"]
+    assert trainer.model.dtype == torch.float32
+
+
+def test_its_card_is_that_of_a_head(tmp_path):
+    target = tiny_target("llama")
+    make_trainer(tmp_path, target, random_draft(target)).create_model_card(license="mit", tags="tiny", model_name="x")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "eagle_hf"
+    assert card.data.license == "mit"
+    assert "tiny" in card.data.tags
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,12 @@ class FrozenTarget:
 
     @torch.no_grad()
     def compute(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Features, last hidden states and logits of a batch, of shape `(batch_size, seq_len, size)` each."""
+        """
+        Features, last hidden states and logits of a batch, of shape `(batch_size, seq_len, size)` each.
+
+        Raises:
+            `ValueError`: if the target returns no hidden states.
+        """
         with self.reader:
             outputs = self.model(
                 inputs["input_ids"],
@@ -75,6 +80,11 @@ class FrozenTarget:
                 position_ids=inputs.get("position_ids"),
                 output_hidden_states=hidden_states_argument(sorted({*self.reader.layer_ids, self.num_layers})),
                 use_cache=False,
+            )
+        if outputs.hidden_states is None:
+            raise ValueError(
+                f"{type(self.model).__name__} returned no `hidden_states`, although they were asked for; a head learns "
+                "from them. Use a target that supports `output_hidden_states`."
             )
         states = [state.to(self.device) for state in self.reader.states(outputs.hidden_states)]
         last = outputs.hidden_states[self.num_layers].to(self.device)

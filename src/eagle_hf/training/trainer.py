@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from ..configuration_eagle import EagleConfig
 from ..generation.pairing import check_pair
+from ..model_card import create_model_card
 from ..modeling_eagle import EagleDraftModel
 from . import durable_checkpoints
 from .arguments import EagleTrainingArguments
@@ -242,6 +243,25 @@ class EagleTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if pushes:
             self._push_from_checkpoint(str(final))
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Write the card of a head into the output folder; `push_to_hub` does it. Other arguments of
+        [`~transformers.Trainer.create_model_card`] are ignored: they describe the data of ordinary models.
+        """
+        if not self.is_world_process_zero():
+            return
+        tags = [tags] if isinstance(tags, str) else tags or []
+        name = model_name or str(self.args.hub_model_id or Path(str(self.args.output_dir)).name)
+        card = create_model_card(self.model, name, license=license, language=language, tags=tags)
+        card.save(Path(str(self.args.output_dir)) / "README.md")
 
     def _last_good(self) -> str:
         checkpoints = durable_checkpoints.complete_checkpoints(self.args.output_dir)
