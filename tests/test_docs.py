@@ -56,3 +56,13 @@ def test_measured_figures_are_those_of_the_recorded_run(page):
     if page == "docs/performance.md":
         for cost in result["step_cost"]["step_in_plain_tokens"].values():
             assert f"| {cost['median']:.2f} [{cost['first_quartile']:.2f}, {cost['third_quartile']:.2f}] |" in text
+
+
+def test_the_training_tables_are_those_of_the_recorded_runs():
+    text = (ROOT / "docs" / "training.md").read_text()
+    results = json.loads((ROOT / "benchmarks" / "results" / "training_variants.json").read_text())
+    for name, result in results.items():
+        cells = [f"{task['mean_acceptance_length']:.2f}" for task in result["tasks"].values()]
+        assert f"| {name} | {' | '.join(cells)} | {result['all']['mean_acceptance_length']:.2f} |" in text, name
+    for row in json.loads((ROOT / "benchmarks" / "results" / "training_cost.json").read_text())["rows"]:
+        assert f"| {row['length']:,} | {row['tokens_per_second']:,.0f} | {row['peak_memory_mib']:,.0f} |" in text
