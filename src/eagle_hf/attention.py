@@ -20,7 +20,42 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 UnrolledAttention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
-class EagleAttention(nn.Module):
+class Attention(nn.Module):
+    """Attention of a head's layer. What it is made of, its kinds say in `project` and `pack`."""
+
+    layer_idx: int
+    scaling: float
+    o_proj: nn.Linear
+
+    def project(
+        self, inputs: torch.Tensor, rotary: Rotary, packed: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values of `inputs`, of shape `(batch_size, heads, seq_len, dim)` each."""
+        raise NotImplementedError
+
+    def pack(self) -> None:
+        """Let `project(..., packed=True)` compute projections of the same input at once."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        rotary: Rotary,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        packed: bool = False,
+        unrolled_attention: UnrolledAttention | None = None,
+    ) -> torch.Tensor:
+        """Attention output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
+        query, key, value = self.project(inputs, rotary, packed)
+        if unrolled_attention is not None:
+            return self.o_proj(unrolled_attention(self.layer_idx, query, key, value, self.scaling))
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        return self.o_proj(attend(query, key, value, attention_mask, self.scaling))
+
+
+class EagleAttention(Attention):
     """
     Grouped-query attention with rotary embeddings; its input may be wider than the head (EAGLE-3 reads two vectors).
     """
@@ -62,23 +97,6 @@ class EagleAttention(nn.Module):
         rotated = torch.addcmul(rotated * cos, rotated.roll(size // 2, -1), signed_sin)
         qk = rotated if size == self.head_dim else torch.cat([rotated, qk[..., size:]], dim=-1)
         return qk[:, : self.num_heads], qk[:, self.num_heads :], value
-
-    def forward(
-        self,
-        inputs: torch.Tensor,
-        rotary: Rotary,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
-        packed: bool = False,
-        unrolled_attention: UnrolledAttention | None = None,
-    ) -> torch.Tensor:
-        """Attention output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
-        query, key, value = self.project(inputs, rotary, packed)
-        if unrolled_attention is not None:
-            return self.o_proj(unrolled_attention(self.layer_idx, query, key, value, self.scaling))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        return self.o_proj(attend(query, key, value, attention_mask, self.scaling))
 
     def pack(self) -> None:
         """Let `project(..., packed=True)` compute queries, keys and values at once."""

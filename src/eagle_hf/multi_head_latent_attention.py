@@ -5,14 +5,13 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import Cache
 
-from .attention import Rotary, UnrolledAttention, attend
+from .attention import Attention, Rotary
 from .configuration_eagle import EagleConfig
 from .packed_linear import PackedLinear
 
 
-class MultiHeadLatentAttention(nn.Module):
+class MultiHeadLatentAttention(Attention):
     """
     Attention whose queries, and whose keys and values, come through low-rank projections; a part of every query and key
     carries the position, and that part of the key is the same for all heads:
@@ -83,23 +82,6 @@ class MultiHeadLatentAttention(nn.Module):
             states = states.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
         cos, signed_sin = rotary  # (batch_size, 1, seq_len, qk_rope_head_dim)
         return torch.addcmul(states * cos, states.roll(self.rope_dim // 2, -1), signed_sin)
-
-    def forward(
-        self,
-        inputs: torch.Tensor,
-        rotary: Rotary,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
-        packed: bool = False,
-        unrolled_attention: UnrolledAttention | None = None,
-    ) -> torch.Tensor:
-        """Attention output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
-        query, key, value = self.project(inputs, rotary, packed)
-        if unrolled_attention is not None:
-            return self.o_proj(unrolled_attention(self.layer_idx, query, key, value, self.scaling))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        return self.o_proj(attend(query, key, value, attention_mask, self.scaling))
 
     def pack(self) -> None:
         """Let `project(..., packed=True)` compute both projections of its input at once."""
