@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eagle_hf import EagleDraftModel
+from eagle_hf.cli.main import COMMANDS, main
 
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +38,18 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     names: dict[str, object] = {"__name__": "__docs__"}
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)  # noqa: S102
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_have_the_options_that_are_shown(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["eagle-hf"]:
+            monkeypatch.setattr(COMMANDS[words[1]], "run", lambda args: 0)
+            assert main(words[1:]) == 0, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,5 +1,6 @@
 """Attention of the head: grouped queries with rotary embeddings."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import cast
 
@@ -20,22 +21,22 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 UnrolledAttention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, ABC):
     """Attention of a head's layer. What it is made of, its kinds say in `project` and `pack`."""
 
     layer_idx: int
     scaling: float
     o_proj: nn.Linear
 
+    @abstractmethod
     def project(
         self, inputs: torch.Tensor, rotary: Rotary, packed: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values of `inputs`, of shape `(batch_size, heads, seq_len, dim)` each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pack(self) -> None:
         """Let `project(..., packed=True)` compute projections of the same input at once."""
-        raise NotImplementedError
 
     def forward(
         self,

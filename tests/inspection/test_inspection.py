@@ -92,7 +92,7 @@ class TestVerdict:
         assert inspection.best.reading.changes == right
         assert inspection.verdict.startswith("Another reading is better")
         for name, value in right.items():
-            assert f"config.{name} = {value}" in inspection.verdict
+            assert f"{name}={value}" in inspection.verdict
         assert inspection.best.mean > inspection.measured[0].mean
         loaded = inspection.load_best()
         assert {name: getattr(loaded.config, name) for name in right} == right

@@ -1,7 +1,7 @@
 """
 Trains a tiny head in a process of its own, for tests of several processes and of processes that are killed:
 
-    python run_training.py OUTPUT '{"max_steps": 4}' [--kill-at N] [--fsdp]
+    python run_training.py OUTPUT '{"max_steps": 4}' [--kill-at N]
 
 With `--kill-at N` the process kills itself at the N-th call of what saving a checkpoint does to files.
 """
@@ -24,8 +24,8 @@ from doubles import random_draft  # noqa: E402
 from eagle_hf.training import EagleTrainer, EagleTrainingArguments, durable_checkpoints  # noqa: E402
 
 
-def kill_at(count: int, folder: Path) -> None:
-    """Make the process kill itself at the `count`-th operation on files; operations are also listed in a file."""
+def kill_at(count: int) -> None:
+    """Make the process kill itself at the `count`-th operation on files."""
     calls = []
 
     def wrap(module, name):
@@ -70,7 +70,7 @@ def main() -> None:
     )
     resume = bool(durable_checkpoints.complete_checkpoints(output))
     if "--kill-at" in flags:
-        kill_at(int(flags[flags.index("--kill-at") + 1]), Path(output))
+        kill_at(int(flags[flags.index("--kill-at") + 1]))
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(Path(output) / "final"))
     if trainer.args.process_index == 0:

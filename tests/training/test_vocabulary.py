@@ -7,7 +7,7 @@ from architectures import tiny_target
 from conftest import GOLDEN, golden_draft
 from doubles import random_draft
 
-from eagle_hf import EagleDraftModel
+from eagle_hf import EagleDraftModel, export_checkpoint
 from eagle_hf.training import coverage, cut_vocabulary, most_frequent_tokens
 
 
@@ -75,6 +75,14 @@ def test_a_cut_eagle1_head_changes_drafts_and_not_the_text(tmp_path):
     drafted = {t for tree, _ in output.draft_trees for t in tree.tokens[0, 1:].tolist()}
     assert drafted
     assert all(token % 2 == 0 for token in drafted)
+
+
+def test_a_cut_eagle1_head_is_not_exported_to_code_that_ignores_its_vocabulary(tmp_path):
+    target = tiny_target("llama")
+    cut = cut_vocabulary(random_draft(target, eagle_version=1), torch.arange(8), target.get_output_embeddings().weight)
+    for layout in ("safeailab", "sglang"):
+        with pytest.raises(ValueError, match="an `lm_head` of its own for 8 tokens"):
+            export_checkpoint(cut, tmp_path, layout)
 
 
 def test_what_cannot_be_cut_is_refused():

@@ -42,6 +42,10 @@ def traits(config: EagleConfig) -> dict[str, str]:
             config.target_hidden_size != config.hidden_size,
             f"is {config.hidden_size} wide, and its target {config.target_hidden_size}",
         ),
+        "eagle1_vocabulary": (
+            is_eagle1 and config.draft_vocab_size is not None,
+            f"has an `lm_head` of its own for {config.draft_vocab_size} tokens",
+        ),
         "no_lm_head": (not is_eagle1 and config.draft_vocab_size is None, "has no `lm_head`"),
         "parallel": (config.parallel_drafting, "drafts in parallel (P-EAGLE)"),
         "sliding_window": (config.sliding_window is not None, "attends within a window (`sliding_window`)"),

@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser.parse_args(with_config(argv))
         return COMMANDS[args.command].run(args)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         print(f"eagle-hf {argv[0]}: {error}. Install it: pip install 'eagle-hf[demo]'", file=sys.stderr)
         return 1
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, FloatingPointError) as error:
         print(f"eagle-hf {argv[0]}: {error}", file=sys.stderr)
         return 1
 

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..modeling_eagle import EagleDraftModel
 from ..training.answers import AnswerSettings, write_answers
-from ..training.conversations import MissingDatasets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,18 +87,15 @@ def run(args: argparse.Namespace) -> int:
     target = AutoModelForCausalLM.from_pretrained(args.target, dtype=args.dtype, device_map=device_map).eval()
     draft = EagleDraftModel.from_pretrained(args.draft) if args.draft else None
     tokenizer = AutoTokenizer.from_pretrained(args.target)
-    try:
-        report = write_answers(
-            target,
-            tokenizer,
-            args.data,
-            args.output,
-            settings,
-            draft=draft,
-            max_malformed=args.max_malformed,
-            split=args.split,
-        )
-    except MissingDatasets as error:  # it names another extra than the one that commands need
-        raise ValueError(error) from error
+    report = write_answers(
+        target,
+        tokenizer,
+        args.data,
+        args.output,
+        settings,
+        draft=draft,
+        max_malformed=args.max_malformed,
+        split=args.split,
+    )
     print(report)
     return 0

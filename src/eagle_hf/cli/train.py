@@ -10,6 +10,7 @@ interrupted goes on when it is started again. The folder `head` in the output fo
 """
 
 import argparse
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,12 +85,10 @@ class HeadArguments:
 class DataArguments:
     """What it is trained on."""
 
-    data: str = field(
-        metadata={
-            "help": "Conversations, prompts with completions, or text: JSON lines, a folder of such, a dataset id."
-        }
+    data: list[str] = field(
+        metadata={"help": "Conversations, prompts with completions, or text: JSON lines, folders, dataset ids."}
     )
-    eval_data: str | None = field(default=None, metadata={"help": "The same, to evaluate on."})
+    eval_data: list[str] | None = field(default=None, metadata={"help": "The same, to evaluate on."})
     eval_samples: int = field(
         default=0, metadata={"help": "Without --eval_data: keep so many samples of the data for evaluation."}
     )
@@ -140,9 +139,10 @@ def run(args: argparse.Namespace) -> int:
         processing_class=None,
     )
     if data_args.features is not None:
-        trainer.train_dataset = _stored(trainer.target, train_dataset, Path(data_args.features) / "train")
-        if eval_dataset is not None:
-            trainer.eval_dataset = _stored(trainer.target, eval_dataset, Path(data_args.features) / "eval")
+        with training_args.main_process_first(local=False, desc="computing features"):  # the others find them there
+            trainer.train_dataset = _stored(trainer.target, train_dataset, Path(data_args.features) / "train")
+            if eval_dataset is not None:
+                trainer.eval_dataset = _stored(trainer.target, eval_dataset, Path(data_args.features) / "eval")
         trainer.data_collator = pad_features
     resume = bool(complete_checkpoints(str(training_args.output_dir)))
     trained = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or resume)
@@ -155,6 +155,7 @@ def run(args: argparse.Namespace) -> int:
         head.generation_config = DraftOptions().to_generation_config()
     trainer.save_model(str(folder))
     if training_args.process_index == 0:
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and paths of this machine
         card = _card(trainer, train_samples, eval_samples, trained.metrics, metrics)
         card.save(folder / "README.md")
         print(f"saved to {folder}")
@@ -169,7 +170,7 @@ def _card(
     metrics: dict[str, float],
 ) -> ModelCard:
     """The head's card: how it was trained and, where there was an evaluation, what was measured."""
-    args, command = trainer.args, " ".join(["eagle-hf", *sys.argv[1:]])
+    args, command = trainer.args, shlex.join(["eagle-hf", *sys.argv[1:]])
     hardware = f"{args.world_size} x {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "CPU"
     dtype = "bfloat16 (autocast)" if args.bf16 else str(trainer.model.dtype).removeprefix("torch.")
     measurements = None
@@ -185,7 +186,7 @@ def _card(
             [result], command, hardware, dtype, notes="Counted on given texts, token by token, by the training command."
         )
     names = ("learning_rate", "muon_learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
-             "num_train_epochs", "max_steps", "num_unrolls", "loss")  # fmt: skip
+             "max_steps" if args.max_steps > 0 else "num_train_epochs", "num_unrolls", "loss")  # fmt: skip
     training = TrainingFacts(
         command=command,
         data=str(samples.report),
@@ -207,7 +208,7 @@ def _samples(
 
     stop_token_ids = target.generation_config.eos_token_id if target.generation_config is not None else None
 
-    def read(data: str) -> SampleDataset:
+    def read(data: list[str]) -> SampleDataset:
         samples = make_samples(
             data,
             tokenizer,
@@ -218,7 +219,7 @@ def _samples(
             vocab_size=target.config.get_text_config(decoder=True).vocab_size,
             max_malformed=data_args.max_malformed,
         )
-        print(f"{data}: {samples.report}")
+        print(f"{', '.join(data)}: {samples.report}")
         return samples
 
     samples = read(data_args.data)

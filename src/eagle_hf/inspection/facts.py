@@ -79,7 +79,7 @@ def _decisions(draft: EagleDraftModel) -> dict[str, str]:
         "rotary embedding": f"{rope.pop('rope_type', 'default')}, " + ", ".join(f"{k} {v}" for k, v in rope.items()),
         "embedding": "its own" if draft.embed_tokens is not None else "the target's",
         "lm_head": "its own" if draft.lm_head is not None else "the target's",
-        "biases": ", ".join(n for n in ("fc_bias", "qkv_bias", "mlp_bias") if getattr(config, n)) or "none",
+        "biases": ", ".join(n for n in ("fc_bias", "qkv_bias", "o_bias", "mlp_bias") if getattr(config, n)) or "none",
     }
     if config.eagle_version == 3:
         norms = [name for name in ("fc_norm", "norm_before_fc", "qk_norm") if getattr(config, name)]

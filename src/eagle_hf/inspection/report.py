@@ -243,9 +243,8 @@ def _verdict(repo: str, measured: list[Measured], best: Measured) -> str:
             f"{verdict} The head was trained on other pairs of features and tokens than EAGLE heads are drafted with, "
             "which no option sets: it has to be trained again."
         )
-    changes = "\n".join(f"    config.{name} = {value}" for name, value in best.reading.changes.items())
+    changes = ", ".join(f"{name}={value}" for name, value in best.reading.changes.items())
     return (
-        f"{verdict} To load it so:\n    config = EagleDraftModel.from_pretrained({repo!r}).config\n{changes}\n"
-        f"    draft = EagleDraftModel.from_pretrained({repo!r}, config=config)\n"
+        f"{verdict} To load it so:\n    draft = EagleDraftModel.from_pretrained({repo!r}, {changes})\n"
         "`eagle-hf inspect ... --save FOLDER` keeps it."
     )

@@ -95,7 +95,7 @@ def distill(
     rows = torch.arange(len(hidden_states), device=hidden_states.device)
     width = target_probs(rows[:1]).shape[-1]
     keeps_logits = num_unrolls * len(rows) * width <= MAX_KEPT_LOGITS or not torch.is_grad_enabled()
-    total, best = hidden_states.sum() * 0.0, []  # of no rows at all, the gradient is zero
+    total, best = hidden_states[:0].sum(), []  # zero, with a gradient even if there are no rows at all
     for hidden, piece in zip(hidden_states.split(ROWS_AT_ONCE), rows.split(ROWS_AT_ONCE), strict=True):
         if keeps_logits:
             piece_sum, piece_best = of_rows(hidden, piece)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..modeling_eagle import EagleDraftModel
-from .distillation import distill
+from .distillation import ROWS_AT_ONCE, distill
 from .losses import Loss, cross_entropy
 from .objective import ChainAcceptance, ObjectiveOutput, windows
 from .unrolling import unroll
@@ -91,7 +91,7 @@ def feature_regression_loss(
 
         total, best = distill(compute_logits, predicted, target_probs, loss, num_steps)
         with torch.no_grad():
-            true_best = [compute_logits(piece).argmax(-1) for piece in true.split(2048)]
+            true_best = [compute_logits(piece).argmax(-1) for piece in true.split(ROWS_AT_ONCE)]
         count = is_learned.sum() + 1e-5
         regression = nn.functional.smooth_l1_loss(predicted.float(), true.float(), reduction="none").mean(-1)
         feature_losses.append(regression.sum() / count)

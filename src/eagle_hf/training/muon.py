@@ -31,7 +31,10 @@ class MuonAndAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ):
         if not hasattr(torch.optim, "Muon"):
-            raise ImportError(f"`muon_learning_rate` needs PyTorch 2.10 or later, {torch.__version__} is installed.")
+            raise ImportError(
+                f"`muon_learning_rate` needs a PyTorch that has `torch.optim.Muon`, and {torch.__version__} has none. "
+                "Update it, or leave `muon_learning_rate` out."
+            )
         named = [(name, p) for name, p in head.named_parameters() if p.requires_grad]
         matrices = [p for name, p in named if p.dim() == 2 and not name.startswith(("lm_head", "embed_tokens"))]
         is_matrix = {id(p) for p in matrices}

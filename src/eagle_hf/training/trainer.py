@@ -175,7 +175,8 @@ class EagleTrainer(Trainer):
 
         Raises:
             `ValueError`:
-                if the checkpoint is not complete, or was saved with another number of processes, head or schedule.
+                if the checkpoint is not complete, or was saved with another head, batch size, objective, optimizer or
+                number of processes.
         """
         output_dir = str(self.args.output_dir)
         if self.args.process_index == 0:
@@ -233,10 +234,12 @@ class EagleTrainer(Trainer):
                     self.state.save_to_json(str(staging / final.name / "trainer_state.json"))
                 durable_checkpoints.publish(staging / final.name, final, {"run": self._facts()})
                 durable_checkpoints.rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:  # `torch.save` raises the latter on a full disk
+            if self.args.should_save:
+                durable_checkpoints.recover(run_dir)
             raise OSError(
                 f"The checkpoint of step {self.state.global_step} could not be saved in {run_dir}: {error}. "
-                f"{self._last_good()} Free space on the disk, and resume."
+                f"{self._last_good()} If the disk is full, free space; then resume."
             ) from error
         finally:
             self._staging, self.args.push_to_hub = None, pushes
