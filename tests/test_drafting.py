@@ -110,9 +110,9 @@ def test_growing_leaves_the_cache_of_true_features_as_it_was(golden_target, name
     width = drafter.draft.config.num_features * 64
     torch.manual_seed(0)
     drafter.read_prompt(torch.randn(1, 5, width), torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
-    before = drafter._cache.layers[0].keys.clone()
+    before = drafter.network.cache.layers[0].keys.clone()
     first = drafter.grow(torch.tensor([3]), 100)
-    assert torch.equal(drafter._cache.layers[0].keys, before)
+    assert torch.equal(drafter.network.cache.layers[0].keys, before)
     assert tree_tuple(drafter.grow(torch.tensor([3]), 100)) == tree_tuple(first)
 
 

@@ -82,6 +82,18 @@ class DraftOptions:
         paths = self.draft_tree_paths if self.draft_tree_paths is not None else EAGLE1_TREE_PATHS
         return sorted({tuple(path) for path in paths}, key=lambda path: (len(path), path))
 
+    @property
+    def max_nodes(self) -> int:
+        """Nodes of the largest tree, the root included."""
+        return 1 + (len(self.static_paths) if self.draft_tree == "static" else self.num_assistant_tokens)
+
+    @property
+    def max_guesses(self) -> int:
+        """Rows that the head computes at most below the root to grow a tree."""
+        if self.draft_tree == "static":
+            return len(self.static_paths)
+        return self.draft_depth * (1 if self.draft_tree == "chain" else self.draft_width)
+
     @classmethod
     def from_generation_config(cls, generation_config: GenerationConfig) -> "DraftOptions":
         """

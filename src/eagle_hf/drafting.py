@@ -13,11 +13,13 @@ cache of the head   (f0,t1) (f1,t2) ... (f[n-1],root) | level 1: K rows | level 
 from collections.abc import Callable, Sequence
 
 import torch
+from transformers import CompileConfig
 
 from .attention import Rotary
+from .draft_network import CompiledDraftNetwork, DraftNetwork
 from .draft_options import DraftOptions
 from .dynamic_tree import grow_dynamic_tree, take
-from .kv_cache import GrowingCache, keep_nodes
+from .kv_cache import keep_nodes
 from .modeling_eagle import EagleDraftModel
 from .parallel_chain import grow_parallel_chain
 from .rotary_table import RotaryTable
@@ -36,6 +38,9 @@ class Drafter:
         options ([`DraftOptions`]): The shape of the tree.
         embed_tokens (`Callable`): Target token ids to embeddings, used where the head has no embedding of its own.
         lm_head (`Callable`): Hidden states to target logits, used where the head has no `lm_head` of its own.
+        compile_config ([`~transformers.CompileConfig`], *optional*):
+            Compile what runs in every level of a tree. Needs `max_length`.
+        max_length (`int`, *optional*): Tokens of the longest text, where it is known.
     """
 
     def __init__(
@@ -44,16 +49,19 @@ class Drafter:
         options: DraftOptions,
         embed_tokens: Callable[[torch.Tensor], torch.Tensor],
         lm_head: Callable[[torch.Tensor], torch.Tensor],
+        compile_config: CompileConfig | None = None,
+        max_length: int | None = None,
     ):
-        draft.pack_projections()
         self.draft = draft
         self.options = options
-        self.embed_tokens = embed_tokens if draft.embed_tokens is None else draft.embed_tokens
-        self.compute_logits = lm_head if draft.lm_head is None else draft.compute_logits
-        self.num_forwards = 0
+        if compile_config is not None and max_length is not None and CompiledDraftNetwork.supports(draft):
+            columns = -(-(max_length + options.max_guesses) // 64) * 64  # few different sizes, few graphs
+            self.network: DraftNetwork = CompiledDraftNetwork(draft, embed_tokens, lm_head, compile_config, columns)
+        else:
+            self.network = DraftNetwork(draft, embed_tokens, lm_head)
+        self.top_children = self.network.top_children
         self.is_stopped = False
         self._target_ids = draft.draft_to_target_ids if draft.has_reduced_vocabulary else None
-        self._cache = GrowingCache()
         self._rotary = RotaryTable(draft)
         self._static_plans: dict[int, StaticPlan] = {}  # by depth limit
         self._lengths: list[int] = []  # committed rows of the cache
@@ -110,7 +118,7 @@ class Drafter:
             attention_mask = torch.cat([past, new.expand(len(counts), -1, -1)], dim=-1)[:, None]
         hidden = self._step(features, tokens, self._rotary.rows(self._root_positions, new_len), attention_mask)
         if len(counts) > 1:  # a single row has exactly `new_len` new columns, which are in place
-            keep_nodes(self._cache, self._lengths, [range(count) for count in counts], new_len)
+            keep_nodes(self.network.cache, self._lengths, [range(count) for count in counts], new_len)
         self._lengths = [n + count for n, count in zip(self._lengths, counts, strict=True)]
         self._root_positions = [p + count for p, count in zip(self._root_positions, counts, strict=True)]
         last = torch.tensor([[max(count - 1, 0)] for count in counts], device=hidden.device)
@@ -134,8 +142,7 @@ class Drafter:
         self, features: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor | None
     ) -> torch.Tensor:
         sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=False)
-        hidden = self.draft.project_features(features.to(self.draft.dtype))
-        return self._forward(hidden, tokens, rotary, mask, sliding_mask)
+        return self.network.step(self.network.project_features(features), tokens, rotary, mask, sliding_mask)
 
     def _within_window(self, mask: torch.Tensor | None, num_rows: int, are_guesses: bool) -> torch.Tensor | None:
         """
@@ -201,7 +208,7 @@ class Drafter:
                 num_nodes=1 + self.options.num_assistant_tokens,
                 threshold=self.options.draft_threshold,
             )
-        self._cache.cut(max(self._lengths))
+        self.network.cut(max(self._lengths))
         return tree
 
     def level_rotary(self, depth: int) -> Rotary:
@@ -235,28 +242,26 @@ class Drafter:
         Returns:
             `torch.Tensor` of shape `(batch_size, num_rows, hidden_size)`
         """
-        return self._forward(hidden, tokens, rotary, mask, self._within_window(mask, tokens.shape[1], are_guesses=True))
+        sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=True)
+        return self.network.step(hidden, tokens, rotary, mask, sliding_mask)
 
-    def _forward(
-        self,
-        hidden: torch.Tensor,
-        tokens: torch.Tensor,
-        rotary: Rotary,
-        mask: torch.Tensor | None,
-        sliding_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        self.num_forwards += 1
-        embeds = self.embed_tokens(tokens).to(hidden.dtype)
-        return self.draft.step(hidden, embeds, rotary, mask, self._cache, packed=True, sliding_mask=sliding_mask)
+    def expand(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        `step`, and the `width` likeliest next tokens of what it returns.
 
-    def top_children(self, hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        Returns:
+            Hidden states of shape `(batch_size, num_rows, hidden_size)`; log-probabilities and **draft** ids of the
+            children, both of shape `(batch_size, num_rows, width)`.
         """
-        The likeliest next tokens of each row of `hidden` of shape `(batch_size, num_rows, hidden_size)`: their
-        log-probabilities in the draft vocabulary, float32 whatever the head's dtype, and their **draft** ids, both of
-        shape `(batch_size, num_rows, width)`.
-        """
-        scores = self.compute_logits(hidden).log_softmax(-1, dtype=torch.float32)
-        return scores.topk(min(width, scores.shape[-1]), dim=-1)
+        sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=True)
+        return self.network.expand(hidden, tokens, rotary, mask, sliding_mask, width)
+
+    @property
+    def num_forwards(self) -> int:
+        """Forwards of the head so far."""
+        return self.network.num_forwards
 
     def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
         """Target ids of draft ids, of any shape."""

@@ -65,8 +65,9 @@ def grow_dynamic_tree(
     for level in range(2, depth + 1):
         visible = torch.cat([visible, itself], dim=-1)
         tokens = drafter.to_target_ids(draft_ids)
-        hidden = drafter.step(hidden, tokens, drafter.level_rotary(level - 1), visible[:, None])
-        child_scores, child_ids = drafter.top_children(hidden, width)  # (batch_size, width, width)
+        hidden, child_scores, child_ids = drafter.expand(
+            hidden, tokens, drafter.level_rotary(level - 1), visible[:, None], width
+        )  # children: (batch_size, width, width)
         child_scores = (child_scores + scores[..., None]).flatten(1)  # (batch_size, width ** 2)
         child_ids = child_ids.flatten(1)
         all_scores.append(child_scores)

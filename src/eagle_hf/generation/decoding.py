@@ -16,6 +16,7 @@ from ..drafting import Drafter
 from ..features import FeatureReader
 from ..modeling_eagle import EagleDraftModel
 from ..tree import DraftTree
+from .fixed_shapes import with_room
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
 from .probe import can_verify_trees
@@ -70,9 +71,13 @@ def eagle_decoding(
         )
         options = options.as_chain()
 
+    model_kwargs["past_key_values"] = with_room(model, model_kwargs["past_key_values"], options.max_nodes)
     sequences = Sequences(input_ids, stopping_criteria, generation_config, streamer)
-    target = Target(model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree)
-    drafter = Drafter(draft, options, model.get_input_embeddings(), model.get_output_embeddings())
+    target = Target(
+        model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree, options.max_nodes
+    )
+    embed_tokens, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
+    drafter = Drafter(draft, options, embed_tokens, lm_head, *target.compiling())
     records = Records(generation_config, sequences.batch_size)
     history = History(sequences.batch_size, keeps_trees=options.output_draft_trees)
 
@@ -85,7 +90,7 @@ def eagle_decoding(
             following = sequences.ids[:, -prompt.features.shape[1] :]
             drafter.read_prompt(prompt.features, following, prompt.positions, prompt.mask)
         while not sequences.done:
-            tree = drafter.grow(sequences.newest(), target.clamp_depth(sequences.max_draft_depth()))
+            tree = target.fit(drafter.grow(sequences.newest(), target.clamp_depth(sequences.max_draft_depth())))
             open_rows = sequences.open_rows()
             paths = selector.select(tree, target.verify(tree))
             history.add(tree, paths, open_rows)
