@@ -25,6 +25,7 @@ from .parallel_chain import grow_parallel_chain
 from .rotary_table import RotaryTable
 from .static_tree import StaticPlan, grow_static_tree
 from .tree import DraftTree
+from .tree_sizing import FixedSizing, TreeSizing
 
 
 class Drafter:
@@ -41,6 +42,7 @@ class Drafter:
         compile_config ([`~transformers.CompileConfig`], *optional*):
             Compile what runs in every level of a tree. Needs `max_length`.
         max_length (`int`, *optional*): Tokens of the longest text, where it is known.
+        sizing ([`TreeSizing`], *optional*): For trees of `"auto"` size: what is known about their worth.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Drafter:
         lm_head: Callable[[torch.Tensor], torch.Tensor],
         compile_config: CompileConfig | None = None,
         max_length: int | None = None,
+        sizing: TreeSizing | None = None,
     ):
         self.draft = draft
         self.options = options
@@ -60,6 +63,8 @@ class Drafter:
         else:
             self.network = DraftNetwork(draft, embed_tokens, lm_head)
         self.top_children = self.network.top_children
+        self.sizing = FixedSizing(options.draft_threshold) if sizing is None else sizing
+        self._unread: list[tuple[torch.Tensor, torch.Tensor, Sequence[int]]] = []  # arguments of `read_accepted`
         self.is_stopped = False
         self._target_ids = draft.draft_to_target_ids if draft.has_reduced_vocabulary else None
         self._rotary = RotaryTable(draft)
@@ -101,15 +106,17 @@ class Drafter:
     @torch.inference_mode()
     def read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:
         """
-        Learn the features of newly accepted tokens.
+        Learn the features of newly accepted tokens, before the next tree is grown.
 
         Args:
             features (`torch.Tensor` of shape `(batch_size, new_len, num_features * target_hidden_size)`): Features.
             tokens (`torch.LongTensor` of shape `(batch_size, new_len)`): The token that follows each of them.
             counts (`Sequence[int]` of length `batch_size`): How many of the `new_len` columns are real, row by row.
         """
-        if self.is_stopped:
-            return
+        if not self.is_stopped:
+            self._unread.append((features, tokens, counts))
+
+    def _read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:
         new_len = tokens.shape[1]
         attention_mask = None
         if new_len > 1 or self._is_ragged():
@@ -123,6 +130,15 @@ class Drafter:
         self._root_positions = [p + count for p, count in zip(self._root_positions, counts, strict=True)]
         last = torch.tensor([[max(count - 1, 0)] for count in counts], device=hidden.device)
         self._last_hidden = take(hidden, last)
+
+    def _read_unread(self) -> None:
+        """Learn all that was accepted since the last tree; a single row learns it at once."""
+        if len(self._unread) > 1 and len(self._unread[0][2]) == 1:
+            features, tokens = (torch.cat([unread[i] for unread in self._unread], dim=1) for i in (0, 1))  # type: ignore
+            self._unread = [(features, tokens, [tokens.shape[1]])]
+        for unread in self._unread:
+            self._read_accepted(*unread)
+        self._unread = []
 
     def _is_ragged(self) -> bool:
         return self._prompt_mask is not None or min(self._lengths) < max(self._lengths)
@@ -186,8 +202,12 @@ class Drafter:
         Returns:
             [`DraftTree`]
         """
-        if max_depth < 1 or self.is_stopped:
+        if self._unread:
+            counts = [count for count in self._unread[-1][2] if count]
+            self.sizing.end_step(sum(counts) / max(len(counts), 1))
+        if max_depth < 1 or self.is_stopped or not self.sizing.begin_step():
             return DraftTree.root_only(roots)
+        self._read_unread()
         if self.draft.config.parallel_drafting:
             depth = min(max_depth, self.options.draft_depth, self.options.num_assistant_tokens)
             tree = grow_parallel_chain(self, roots, self._last_hidden, depth, self.options.draft_threshold)
@@ -206,8 +226,9 @@ class Drafter:
                 width,
                 depth,
                 num_nodes=1 + self.options.num_assistant_tokens,
-                threshold=self.options.draft_threshold,
+                sizing=self.sizing,
             )
+            self.sizing.drafted(tree.scores, tree.max_depth)
         self.network.cut(max(self._lengths))
         return tree
 

@@ -16,6 +16,7 @@ from ..drafting import Drafter
 from ..features import FeatureReader
 from ..modeling_eagle import EagleDraftModel
 from ..tree import DraftTree
+from ..tree_sizing import known_sizing, remember
 from .fixed_shapes import with_room
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
@@ -77,7 +78,9 @@ def eagle_decoding(
         model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree, options.max_nodes
     )
     embed_tokens, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
-    drafter = Drafter(draft, options, embed_tokens, lm_head, *target.compiling())
+    situation = (id(model), str(model.device), model.dtype, len(input_ids), generation_config.do_sample)
+    sizing = known_sizing(draft, situation) if options.draft_tree == "auto" else None
+    drafter = Drafter(draft, options, embed_tokens, lm_head, *target.compiling(), sizing)
     records = Records(generation_config, sequences.batch_size)
     history = History(sequences.batch_size, keeps_trees=options.output_draft_trees)
 
@@ -106,6 +109,8 @@ def eagle_decoding(
     finally:
         target.release()
     selector.finish()
+    if sizing is not None:
+        remember(draft, situation, sizing)
 
     if streamer is not None:
         streamer.end()
@@ -120,4 +125,5 @@ def eagle_decoding(
         target_forwards=target.num_forwards,
         draft_forwards=drafter.num_forwards,
         draft_trees=history.trees,
+        tree_sizing=sizing,
     )
