@@ -13,6 +13,7 @@ from ..kv_cache import align_columns, keep_nodes
 from ..tree import DraftTree
 from .forward import forward_chain, forward_tree
 from .masks import TreeMasks
+from .step_inputs import StepInputs
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,14 @@ class Target:
             outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
         self._states = self.reader.states(outputs.hidden_states)
+        self._inputs = StepInputs(self.model, input_ids, self.model_kwargs, outputs)
         past_len = int(self.cache.get_seq_length())
         self.lengths = [past_len] * len(outputs.logits)
         mask = self.model_kwargs.get("attention_mask")
         self._prompt_mask = None if mask is None else mask[:, -past_len:].bool()
         positions = self.model_kwargs.get("position_ids")
-        if positions is None:
-            real = mask if mask is not None else torch.ones(1, past_len, dtype=torch.long, device=outputs.logits.device)
-            positions = (real.cumsum(-1) - 1).clamp(min=0)
+        if positions is None:  # `forward` does not name them: plain `generate` passes none, and the target counts columns
+            positions = torch.arange(past_len, device=outputs.logits.device)[None]
         self._prompt_positions = positions  # (batch_size or 1, len), or (3, batch_size, len) for multimodal rotary
         self._root_position = positions[..., -1:] + 1  # (..., batch_size or 1, 1)
         self._masks = TreeMasks(self.model.config.get_text_config(decoder=True), self.cache, self._prompt_mask)
@@ -133,6 +134,7 @@ class Target:
         return outputs.logits
 
     def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
+        kwargs |= self._inputs.for_nodes(tree.num_nodes)
         if self.is_tree:
             return forward_tree(self.model, tree, self._root_position, self.lengths, self.cache, self._masks, **kwargs)
         mask = self._prompt_mask
