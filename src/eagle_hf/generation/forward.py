@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..tree import DraftTree
 from .masks import TreeMasks
+from .step_inputs import StepInputs
 
 
 @contextmanager
@@ -85,6 +86,7 @@ def forward_tree(
     lengths: list[int],
     cache: Cache,
     masks: TreeMasks,
+    step_inputs: StepInputs | None = None,
     **kwargs: Any,
 ) -> CausalLMOutputWithPast:
     """
@@ -97,8 +99,11 @@ def forward_tree(
         lengths (`list[int]` of length `batch_size`): Committed columns of each row.
         cache ([`~transformers.Cache`]): Grows by `num_nodes` columns.
         masks ([`TreeMasks`]): Makes the mask.
+        step_inputs ([`StepInputs`], *optional*): What plain `generate` passes to every forward besides.
         kwargs: Further arguments of the target's forward.
     """
+    if step_inputs is not None:
+        kwargs |= step_inputs.for_nodes(tree.num_nodes)
     with tree_attention(model) as additive_dtype:
         mask = masks.make(tree, lengths, additive_dtype)
         return model(
@@ -118,12 +123,15 @@ def forward_chain(
     root_position: torch.Tensor,
     attention_mask: torch.Tensor | None,
     cache: Cache,
+    step_inputs: StepInputs | None = None,
     **kwargs: Any,
 ) -> CausalLMOutputWithPast:
     """
     Run a chain, for targets whose attention is causal by construction. Same arguments as [`forward_tree`], but for
     `attention_mask` of shape `(batch_size, past_len + num_nodes)`, which marks padding (`None` without any).
     """
+    if step_inputs is not None:
+        kwargs |= step_inputs.for_nodes(tree.num_nodes)
     if takes_position_ids(model):
         kwargs["position_ids"] = root_position + tree.depths
     if attention_mask is not None:

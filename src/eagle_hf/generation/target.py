@@ -12,6 +12,7 @@ from ..features import FeatureReader
 from ..kv_cache import align_columns, keep_nodes
 from ..tree import DraftTree
 from .forward import forward_chain, forward_tree
+from .lent_cache import LentCache, settle
 from .masks import TreeMasks
 from .step_inputs import StepInputs
 
@@ -62,7 +63,7 @@ class Target:
         self.lengths: list[int] = []  # committed columns of the cache, per row
         self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
         self._states: list[torch.Tensor] = []  # hidden states that the draft reads
-        self._recorded: list[tuple[Any, bool]] = []
+        self._lent: LentCache | None = None
 
     # ------------------------------------------------------------------ prompt
 
@@ -92,7 +93,7 @@ class Target:
         self._prompt_positions = positions  # (batch_size or 1, len), or (3, batch_size, len) for multimodal rotary
         self._root_position = positions[..., -1:] + 1  # (..., batch_size or 1, 1)
         self._masks = TreeMasks(self.model.config.get_text_config(decoder=True), self.cache, self._prompt_mask)
-        self._record_past()
+        self._lent = LentCache(self.cache, self.generation_config.max_length)
         return outputs.logits[:, -1:]
 
     def prompt_features(self, num_known_tokens: int) -> PromptFeatures:
@@ -134,7 +135,7 @@ class Target:
         return outputs.logits
 
     def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
-        kwargs |= self._inputs.for_nodes(tree.num_nodes)
+        kwargs["step_inputs"] = self._inputs
         if self.is_tree:
             return forward_tree(self.model, tree, self._root_position, self.lengths, self.cache, self._masks, **kwargs)
         mask = self._prompt_mask
@@ -162,6 +163,7 @@ class Target:
         return self._features(index)
 
     def _keep(self, paths: Sequence[Sequence[int]]) -> None:
+        settle(self.cache)
         if self.is_tree:
             self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
         else:  # a chain, all rows by the same number of nodes
@@ -174,6 +176,7 @@ class Target:
         states = self._states
         if index is not None:
             rows = torch.arange(len(index), device=index.device)[:, None]
+            states = [s.to(index.device) for s in states]
             states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
         return self.reader.concatenate(states)
 
@@ -182,15 +185,6 @@ class Target:
         return positions if positions.dim() == 2 else positions[0]
 
     # ------------------------------------------------------------------ cache
-
-    def _record_past(self) -> None:
-        """
-        Keep sliding layers from cutting their window before the accepted nodes are known. Only after the prefill: until
-        then they would hold the whole prompt.
-        """
-        self._recorded = [(layer, layer.record_past) for layer in self.cache.layers if hasattr(layer, "record_past")]
-        for layer, _ in self._recorded:
-            layer.record_past = True
 
     @property
     def outlives_generate(self) -> bool:
@@ -203,5 +197,5 @@ class Target:
             self._keep([()] * len(self.lengths))
         if self.is_tree and self.lengths:
             align_columns(self.cache, self.lengths)
-        for layer, recorded in self._recorded:
-            layer.record_past = recorded
+        if self._lent is not None:
+            self._lent.give_back(is_seen=self.outlives_generate)
