@@ -82,8 +82,9 @@ def eagle_decoding(
         selector.select(DraftTree.root_only(input_ids.new_zeros(len(input_ids))), logits)
         if not sequences.done:
             prompt = target.prompt_features(input_ids.shape[1])
-            following = sequences.ids[:, -prompt.features.shape[1] :]
-            drafter.read_prompt(prompt.features, following, prompt.positions, prompt.mask)
+            following = sequences.ids[:, -prompt.seq_len :]
+            drafter.read_prompt(prompt.states, following, prompt.positions, prompt.mask)
+            del prompt  # a long prompt has long states
         while not sequences.done:
             tree = drafter.grow(sequences.newest(), target.clamp_depth(sequences.max_draft_depth()))
             open_rows = sequences.open_rows()
