@@ -194,23 +194,29 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(golden_target, monke
     if is_padded:
         mask[1, :5] = False
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    drafters, seen = [], []
+    drafters, caches, seen = [], [], []
+    step = draft.step
+
+    def spy(hidden, embeds, rotary, attention_mask, cache, *args, **kwargs):
+        seen.append((attention_mask, cache))
+        return step(hidden, embeds, rotary, attention_mask, cache, *args, **kwargs)
+
+    monkeypatch.setattr(draft, "step", spy)
     for size in (chunk, 1024):
         monkeypatch.setattr(Drafter, "PROMPT_CHUNK", size)
         drafter = make_drafter(draft, golden_target, num_assistant_tokens=9, draft_width=3)
-        forward = drafter._forward
-        monkeypatch.setattr(drafter, "_forward", lambda *args, f=forward: (seen.append(args[3]), f(*args))[1])
         states = features.split(64, dim=-1) if size == chunk else features
         drafter.read_prompt(states, tokens, positions, mask if is_padded else None)
         if size == chunk:
-            assert max(1 if m is None else m.shape[2] for m in seen) <= chunk
+            assert max(1 if m is None else m.shape[2] for m, _ in seen) <= chunk
         drafters.append(drafter)
+        caches.append(seen[-1][1])
     chunked, whole = drafters
     assert chunked.num_forwards == -(-10 // chunk)
     torch.testing.assert_close(chunked._last_hidden, whole._last_hidden, atol=1e-4, rtol=1e-4)
     real = mask[:, None, :, None]
     for name in ("keys", "values"):
-        got, expected = (getattr(drafter._cache.layers[0], name) * real for drafter in drafters)
+        got, expected = (getattr(cache.layers[0], name) * real for cache in caches)
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     roots = torch.tensor([3, 4])
     assert tree_tuple(chunked.grow(roots, 100)) == tree_tuple(whole.grow(roots, 100))

@@ -80,8 +80,8 @@ class Drafter:
         Learn the features of the prompt, chunk by chunk: nothing grows with the square of its length.
 
         Args:
-            features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * target_hidden_size)`, or `Sequence`):
-                Features; or the hidden states that they are made of, each of shape `(batch_size, seq_len,
+            features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * target_hidden_size)`):
+                Features. Or a sequence of the hidden states that they are made of, each of shape `(batch_size, seq_len,
                 target_hidden_size)`, which are then concatenated for one chunk at a time.
             tokens (`torch.LongTensor` of shape `(batch_size, seq_len)`): The token that follows each of them.
             positions (`torch.LongTensor` of shape `(batch_size, seq_len)`): Positions of the features.

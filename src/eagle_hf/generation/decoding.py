@@ -15,6 +15,7 @@ from ..draft_options import DraftOptions
 from ..drafting import Drafter
 from ..features import FeatureReader
 from ..modeling_eagle import EagleDraftModel
+from ..retrieval import Retrieval
 from ..tree import DraftTree
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
@@ -45,6 +46,7 @@ def eagle_decoding(
 
     ```text
     draft   grow a tree below the root from the features known so far         Drafter.grow
+            and, on request, add what followed the newest tokens before       Retrieval.add_to
     target  one forward over all nodes, each seeing its own path              Target.verify
     walk    the target's own next tokens, as long as the tree contains them   select
     cache   keep the nodes of that path, drop the others                      Target.keep
@@ -73,6 +75,9 @@ def eagle_decoding(
     sequences = Sequences(input_ids, stopping_criteria, generation_config, streamer)
     target = Target(model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree)
     drafter = Drafter(draft, options, model.get_input_embeddings(), model.get_output_embeddings())
+    retrieval = None
+    if options.draft_retrieval:
+        retrieval = Retrieval(options.draft_retrieval, input_ids.tolist(), replaces_tree=not is_tree)
     records = Records(generation_config, sequences.batch_size)
     history = History(sequences.batch_size, keeps_trees=options.output_draft_trees)
 
@@ -86,8 +91,10 @@ def eagle_decoding(
             drafter.read_prompt(prompt.states, following, prompt.positions, prompt.mask)
             del prompt  # a long prompt has long states
         while not sequences.done:
-            tree = drafter.grow(sequences.newest(), target.clamp_depth(sequences.max_draft_depth()))
-            open_rows = sequences.open_rows()
+            open_rows, max_depth = sequences.open_rows(), target.clamp_depth(sequences.max_draft_depth())
+            tree = drafter.grow(sequences.newest(), max_depth)
+            if retrieval is not None:
+                tree = retrieval.add_to(tree, sequences.new_tokens, open_rows, max_depth)
             paths = selector.select(tree, target.verify(tree))
             history.add(tree, paths, open_rows)
             features = target.keep(paths)

@@ -38,6 +38,7 @@ class Sequences:
         self.batch_size, self.prompt_len = input_ids.shape
         self.lengths = [self.prompt_len] * self.batch_size
         self.finished = [False] * self.batch_size
+        self.new_tokens: list[list[int]] = [[] for _ in range(self.batch_size)]  # what rows got, on the host
         self.stopping_criteria = stopping_criteria
         self.streamer = streamer
         self.has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
@@ -126,6 +127,7 @@ class Sequences:
         )
         for count, token in enumerate(tokens, start=1):
             self.lengths[row] += 1
+            self.new_tokens[row].append(token)
             self.finished[row] = self._stops(row, token)
             if self.batch_size == 1:  # the token's turn has come: a batch waits for the whole column
                 self._stream(self.lengths[0])
@@ -160,6 +162,8 @@ class Sequences:
         self._reserve(length + 1)
         self._buffer[:, length] = tokens
         self.lengths = [length + 1] * self.batch_size
+        for row, token in zip(self.new_tokens, tokens.tolist(), strict=True):
+            row.append(token)
         stops = self.stopping_criteria(self.ids.contiguous(), scores)
         self.finished = [done or stop for done, stop in zip(self.finished, stops.tolist(), strict=True)]
         self._stream(length + 1)
