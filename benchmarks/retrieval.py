@@ -3,12 +3,13 @@
 Summaries and code to be edited, from `copying_prompts.jsonl`, greedily, with the demo pair. The demo target is far too
 small to do as it is told; so there are two measurements:
 
-* `own`: what the target writes itself. Retrieval finds hardly anything, and must not cost anything;
+* `own`: what the target writes itself;
 * `given`: the answers of the file. The target's logits are replaced so that it writes them: every forward is computed
   as usual, features and costs are real, only the text is given. This is what a model that follows such prompts writes;
   the head, trained on what the demo target writes, drafts worse than on a text of its own.
 
-Plain generation, the head alone and the head with retrieval alternate; tokens are checked to be equal.
+Plain generation, the head alone and the head with retrieval alternate; tokens are checked to be equal. Prompts without an
+`answer` (`--prompts benchmarks/held_out_prompts.jsonl`) are measured with `own` text only.
 
     python benchmarks/retrieval.py [--retrieval 16] [--json FILE]
 """
@@ -48,26 +49,35 @@ def told_to_write(target: Any, prompt_len: int, answer: list[int]) -> Iterator[N
         hook.remove()
 
 
+def read_prompts(args: argparse.Namespace) -> list[dict[str, str]]:
+    rows = [json.loads(line) for line in args.prompts.read_text().splitlines()]
+    return rows[:: args.every]
+
+
 def measure(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     target, draft, tokenizer = demo_pair()
     can_verify_trees(target)  # found out on its real logits
     ways = {"head": 0, "head and retrieval": args.retrieval}
-    rows = [json.loads(line) for line in args.prompts.read_text().splitlines()]
+    sampling = (
+        {"do_sample": True, "temperature": args.temperature, "top_k": 0} if args.temperature else {"do_sample": False}
+    )
+    rows = read_prompts(args)
     ratios: dict[str, dict[str, list[float]]] = {way: defaultdict(list) for way in ways}
     lengths: dict[str, dict[str, list[int]]] = {way: defaultdict(list) for way in ways}
     for repeat in range(args.repeats):
         seconds: dict[str | None, dict[str, float]] = {way: defaultdict(float) for way in (None, *ways)}
         for row in rows:
             ids = encode(tokenizer, row["prompt"])
-            answer = tokenizer(row["answer"], add_special_tokens=False).input_ids[: args.new_tokens]
+            answer = tokenizer(row.get("answer", ""), add_special_tokens=False).input_ids[: args.new_tokens]
             is_told = kind == "given"
             with told_to_write(target, ids.shape[1], answer) if is_told else contextlib.nullcontext():
                 for way in (None, *ways):
                     if way is not None:
                         draft.generation_config.draft_retrieval = ways[way]
+                    torch.manual_seed(repeat)
                     start = clock()
                     output = target.generate(
-                        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=args.new_tokens,
+                        ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.new_tokens, **sampling,
                         assistant_model=None if way is None else draft, return_dict_in_generate=True,
                     )  # fmt: skip
                     seconds[way][row["domain"]] += clock() - start
@@ -98,6 +108,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=160, help="most tokens per prompt")
     parser.add_argument("--prompts", type=Path, default=ROOT / "benchmarks" / "copying_prompts.jsonl")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th prompt only")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true", help="count processor time; for a machine that is shared")
     parser.add_argument("--json", type=Path, help="also write the result here")
@@ -107,7 +119,8 @@ def main() -> None:
     logging.disable_progress_bar()
     result = conditions() | {"draft_retrieval": args.retrieval}
     print(f"{'text':<7}{'prompts':<16}{'drafted by':<22}{'tokens per verification':>24}{'speedup':>9}")
-    for kind in ("given", "own"):
+    has_answers = all("answer" in row for row in read_prompts(args))
+    for kind in ("given", "own") if has_answers else ("own",):
         result[kind] = measure(args, kind)
         for domain, ways in result[kind].items():
             for way, figures in ways.items():
