@@ -8,8 +8,8 @@ small to do as it is told; so there are two measurements:
   as usual, features and costs are real, only the text is given. This is what a model that follows such prompts writes;
   the head, trained on what the demo target writes, drafts worse than on a text of its own.
 
-Plain generation, the head alone and the head with retrieval alternate; tokens are checked to be equal. Prompts without an
-`answer` (`--prompts benchmarks/held_out_prompts.jsonl`) are measured with `own` text only.
+Plain generation, the head alone and the head with retrieval alternate; tokens are checked to be equal. Prompts without
+an `answer` (`--prompts benchmarks/held_out_prompts.jsonl`) are measured with `own` text only.
 
     python benchmarks/retrieval.py [--retrieval 16] [--json FILE]
 """

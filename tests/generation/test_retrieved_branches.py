@@ -63,7 +63,7 @@ def test_rows_stop_at_their_own_end():
         assert torch.equal(retrieved.sequences, plain.sequences)
 
 
-@pytest.mark.parametrize("kind", ["static", "chain"])
+@pytest.mark.parametrize("kind", ["auto", "static", "chain"])
 def test_every_kind_of_tree_can_be_extended(kind):
     target, inputs = tiny_target("llama"), repeating_prompts()
     plain = target.generate(**inputs, max_new_tokens=32, do_sample=False)

@@ -17,6 +17,8 @@ from ..features import FeatureReader
 from ..modeling_eagle import EagleDraftModel
 from ..retrieval import Retrieval
 from ..tree import DraftTree
+from ..tree_sizing import known_sizing, remember
+from .fixed_shapes import with_room
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
 from .probe import can_verify_trees
@@ -72,9 +74,15 @@ def eagle_decoding(
         )
         options = options.as_chain()
 
+    model_kwargs["past_key_values"] = with_room(model, model_kwargs["past_key_values"], options.max_nodes)
     sequences = Sequences(input_ids, stopping_criteria, generation_config, streamer)
-    target = Target(model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree)
-    drafter = Drafter(draft, options, model.get_input_embeddings(), model.get_output_embeddings())
+    target = Target(
+        model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree, options.max_nodes
+    )
+    embed_tokens, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
+    situation = (id(model), str(model.device), model.dtype, len(input_ids), generation_config.do_sample)
+    sizing = known_sizing(draft, situation) if options.draft_tree == "auto" else None
+    drafter = Drafter(draft, options, embed_tokens, lm_head, *target.compiling(), sizing)
     retrieval = None
     if options.draft_retrieval:
         retrieval = Retrieval(options.draft_retrieval, input_ids.tolist(), replaces_tree=not is_tree)
@@ -93,8 +101,10 @@ def eagle_decoding(
         while not sequences.done:
             open_rows, max_depth = sequences.open_rows(), target.clamp_depth(sequences.max_draft_depth())
             tree = drafter.grow(sequences.newest(), max_depth)
-            if retrieval is not None:
+            if retrieval is not None and not drafter.sizing.is_measuring:
                 tree = retrieval.add_to(tree, sequences.new_tokens, open_rows, max_depth)
+                drafter.sizing.verifies(tree)
+            tree = target.fit(tree)
             paths = selector.select(tree, target.verify(tree))
             history.add(tree, paths, open_rows)
             features = target.keep(paths)
@@ -109,6 +119,8 @@ def eagle_decoding(
     finally:
         target.release()
     selector.finish()
+    if sizing is not None:
+        remember(draft, situation, sizing)
 
     if streamer is not None:
         streamer.end()
@@ -123,4 +135,5 @@ def eagle_decoding(
         target_forwards=target.num_forwards,
         draft_forwards=drafter.num_forwards,
         draft_trees=history.trees,
+        tree_sizing=sizing,
     )
