@@ -44,7 +44,7 @@ bench-retrieval: $(VENV)/.ready ## Measure retrieved branches on summaries and e
 	$(BIN)/python benchmarks/retrieval.py
 
 bench-long: $(VENV)/.ready ## Measure a step against the length of the context
-	$(BIN)/python benchmarks/long_context.py
+	$(BIN)/python benchmarks/context_growth.py
 
 bench-batches: $(VENV)/.ready ## Measure batches of 1 to 16 with and without the draft
 	$(BIN)/python benchmarks/batches.py --parts

@@ -102,6 +102,8 @@ class Drafter:
         """
         states = [features] if isinstance(features, torch.Tensor) else features
         batch_size, seq_len = tokens.shape
+        # What stands for an image may be no token of the vocabulary: the target has its own embedding there.
+        tokens = tokens.clamp(0, self.draft.config.vocab_size - 1)
         self._prompt_mask = mask
         cos, sin = self._rotary.at(positions)  # at once: some types depend on the longest position
         for start in range(0, seq_len, self.PROMPT_CHUNK):

@@ -45,8 +45,8 @@ def test_retrieval_accepts_more_of_a_text_that_copies(run, tmp_path):
         assert result["own"][domain]["head"]["speedup"] > 0
 
 
-def test_long_context_measures_growth_from_the_shortest(run):
-    rows = run("long_context", "--lengths", 24, 96, "--repeats", 1, "--new-tokens", 12, "--threads", 1)["rows"]
+def test_context_growth_measures_growth_from_the_shortest(run):
+    rows = run("context_growth", "--lengths", 24, 96, "--repeats", 1, "--new-tokens", 12, "--threads", 1)["rows"]
     assert [row["length"] for row in rows] == [24, 96]
     assert rows[0]["step_growth"] == rows[0]["verify_growth"] == 1
     assert all(0 < row["verify_ms"] < row["step_ms"] for row in rows)
