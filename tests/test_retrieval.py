@@ -20,7 +20,7 @@ def longest_repeated_suffix(tokens: list[int]) -> int:
     return 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 4).flatmap(lambda vocab: st.lists(st.integers(0, vocab - 1), max_size=40)))
 def test_the_longest_match_is_that_of_a_search_by_hand(tokens):
     automaton = SuffixAutomaton()
@@ -111,7 +111,7 @@ def token_paths(tokens, parents) -> list[tuple[int, ...]]:
     return paths
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(trees_and_paths())
 def test_a_path_joins_the_tree_without_duplicates(drawn):
     rows, shape, depths, paths, count = drawn
