@@ -7,7 +7,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest bench bench-loading bench-training profile sweep lint format types ci clean help
+.PHONY: demo test test-oldest bench bench-loading bench-training bench-retrieval bench-long bench-batches soak profile \
+	sweep lint format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +39,18 @@ bench: $(VENV)/.ready ## Measure step cost and speedup on this machine
 
 bench-loading: $(VENV)/.ready ## Measure time and memory of loading a head of 0.4 GB
 	$(BIN)/python benchmarks/loading.py
+
+bench-retrieval: $(VENV)/.ready ## Measure retrieved branches on summaries and edited code
+	$(BIN)/python benchmarks/retrieval.py
+
+bench-long: $(VENV)/.ready ## Measure a step against the length of the context
+	$(BIN)/python benchmarks/context_growth.py
+
+bench-batches: $(VENV)/.ready ## Measure batches of 1 to 16 with and without the draft
+	$(BIN)/python benchmarks/batches.py --parts
+
+soak: $(VENV)/.ready ## Generate a million tokens and check that memory stays flat
+	$(BIN)/python benchmarks/soak.py
 
 profile: $(VENV)/.ready ## Print time and operators of the parts of a step
 	$(BIN)/python benchmarks/profile_step.py
