@@ -238,6 +238,21 @@ def test_pieces_of_byte_level_tokens_join_to_the_text(text):
     assert len(pieces) == len(tokens)
 
 
+def test_pieces_of_long_texts_join_to_the_text():
+    text = "Ünï 👩‍👩‍👧 日本 🇫🇷 שלום e\u0301, " * 12
+
+    class FirstSpaceDropped(Words):  # as sentencepiece does
+        def decode(self, tokens, skip_special_tokens=False):
+            return super().decode(tokens).removeprefix(" ")
+
+    byte_level, pieced = byte_tokenizer(), FirstSpaceDropped(" a", " bc", "d", " ", "\n")
+    for tokenizer, tokens in ((byte_level, byte_level(text).input_ids), (pieced, [0, 1, 2, 0, 3, 4, 1, 2, 2] * 20)):
+        pieces = token_pieces(tokenizer, tokens)
+        assert "".join(pieces) == tokenizer.decode(tokens)
+        assert len(pieces) == len(tokens)
+    assert pieces[90:99] == [" a", " bc", "d", " a", " ", "\n", " bc", "d", "d"]
+
+
 @pytest.mark.parametrize("character", ["é", "語", "👩‍👩‍👧", "🇫🇷", "👍🏽", "e\u0301"])
 def test_a_character_belongs_to_the_token_that_completes_it(character):
     tokenizer = byte_tokenizer()

@@ -58,6 +58,22 @@ class TextPicture:
 
     spans: list[Span]
 
+    @classmethod
+    def from_kinds(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        tokens: Sequence[int],
+        kinds: Sequence[tuple[Kind | None, int]],
+        skip_special_tokens: bool = False,
+    ) -> "TextPicture":
+        """A picture of tokens, given per token where it came from and in which step."""
+        pieces = token_pieces(tokenizer, tokens, skip_special_tokens)
+        spans = []
+        for (kind, step), group in groupby(zip(kinds, pieces, tokens, strict=True), key=lambda item: item[0]):
+            members = list(group)
+            spans.append(Span("".join(piece for _, piece, _ in members), kind, step, [token for *_, token in members]))
+        return cls(spans)
+
     @property
     def plain(self) -> str:
         """The text alone."""
@@ -139,9 +155,4 @@ def draw_text(
                 "without the prompt: `output.sequences[row, prompt_length:]` and `output.acceptance_lengths[row]`."
             )
         tokens = tokens[: len(kinds)]
-    pieces = token_pieces(tokenizer, tokens, skip_special_tokens)
-    spans = []
-    for (kind, step), group in groupby(zip(kinds, pieces, tokens, strict=True), key=lambda item: item[0]):
-        members = list(group)
-        spans.append(Span("".join(piece for _, piece, _ in members), kind, step, [token for *_, token in members]))
-    return TextPicture(spans)
+    return TextPicture.from_kinds(tokenizer, tokens, kinds, skip_special_tokens)

@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 # Where a token came from: the prompt's forward; the draft, accepted by the target; the target's own, after the drafts.
 Kind = Literal["first", "drafted", "bonus"]
 
+WINDOW = 16  # tokens that are decoded again to see what the next one adds
+
 # Visible signs for control characters, which would move the cursor of a terminal.
 CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {127: "\u2421"}
 
@@ -39,24 +41,37 @@ def token_pieces(
     tokens = list(tokens)
     text = tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
     character_ends = [0, *(match.end() for match in regex.finditer(r"\X", text))]
-    pieces, done = [], 0
+
+    def read(start: int, end: int) -> str:
+        """The text of some of the tokens, without the bytes of a character that follows."""
+        return tokenizer.decode(tokens[start:end], skip_special_tokens=skip_special_tokens).rstrip("\ufffd")
+
+    pieces: list[str] = []
+    done, start, base = 0, 0, 0  # characters in pieces; tokens from `start` on decode to the text from `base` on
     for count in range(1, len(tokens) + 1):
-        if count == len(tokens):
-            end = len(text)
-        else:
-            start = tokenizer.decode(tokens[:count], skip_special_tokens=skip_special_tokens)
-            end = _common_length(start.rstrip("\ufffd"), text)
+        # Some tokenizers change the end of a text when more follows: only what stays counts.
+        end = len(text) if count == len(tokens) else base + _common_length(read(start, count), text[base:])
         end = max(character_ends[bisect_right(character_ends, end) - 1], done)
         pieces.append(text[done:end])
         done = end
+        if count - start > 2 * WINDOW:  # not the whole text again for every token
+            new_base = done - sum(map(len, pieces[-WINDOW:]))
+            if read(count - WINDOW, count) == text[new_base:done]:
+                start, base = count - WINDOW, new_base
     return pieces
 
 
 def _common_length(start: str, text: str) -> int:
-    """Characters that both begin with. Some tokenizers change the end of a text when more follows."""
+    """Characters that both begin with."""
     if text.startswith(start):
         return len(start)
     return next(i for i, (a, b) in enumerate(zip(start + "\0", text + "\1", strict=False)) if a != b)
+
+
+def step_kinds(step: int, length: int) -> list[tuple[Kind, int]]:
+    """Where the tokens of one step came from: step 0 is the prompt's forward, all others are verifications."""
+    drafted: list[tuple[Kind, int]] = [("drafted", step)] * (length - 1)
+    return [*drafted, ("bonus" if step else "first", step)]
 
 
 def token_kinds(acceptance_lengths: Sequence[int]) -> list[tuple[Kind, int]]:
@@ -71,11 +86,7 @@ def token_kinds(acceptance_lengths: Sequence[int]) -> list[tuple[Kind, int]]:
     Returns:
         `list[tuple[Kind, int]]`: Per token.
     """
-    kinds: list[tuple[Kind, int]] = [("first", 0)]
-    for step, length in enumerate(acceptance_lengths, start=1):
-        kinds += [("drafted", step)] * (length - 1)
-        kinds.append(("bonus", step))
-    return kinds
+    return [kind for step, length in enumerate([1, *acceptance_lengths]) for kind in step_kinds(step, length)]
 
 
 def node_label(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
