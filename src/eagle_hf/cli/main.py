@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import chat, convert, demo, env, generate, inspect, prepare, train
+from . import app, chat, convert, demo, env, generate, inspect, prepare, train
 from .config import with_config
 
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": demo,
     "generate": generate,
     "chat": chat,
+    "app": app,
     "prepare": prepare,
     "train": train,
     "inspect": inspect,
