@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest test-app bench bench-loading bench-training profile sweep lint format types ci clean help
+.PHONY: demo test test-oldest test-app notebooks bench bench-loading bench-training profile sweep lint format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test-oldest: ## Run the tests with the oldest supported transformers, in an envi
 test-app: $(VENV)/.ready ## Test the page of `eagle-hf app` in a headless browser (needs chromium)
 	$(INSTALL) --editable ".[demo]" playwright
 	$(BIN)/python -m pytest tests/cli/test_app.py
+
+notebooks: $(VENV)/.ready ## Run the notebooks and keep what they print
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/notebooks.py
 
 bench: $(VENV)/.ready ## Measure step cost and speedup on this machine
 	$(BIN)/python benchmarks/speed.py
