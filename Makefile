@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest test-app notebooks bench bench-loading bench-training profile sweep lint format types ci clean help
+.PHONY: demo test test-oldest test-app notebooks reference docs bench bench-loading bench-training profile sweep lint format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,13 @@ test-oldest: ## Run the tests with the oldest supported transformers, in an envi
 test-app: $(VENV)/.ready ## Test the page of `eagle-hf app` in a headless browser (needs chromium)
 	$(INSTALL) --editable ".[demo]" playwright
 	$(BIN)/python -m pytest tests/cli/test_app.py
+
+reference: $(VENV)/.ready ## Write docs/reference.md from the docstrings
+	$(BIN)/python scripts/reference.py
+
+docs: reference ## Build the documentation as pages to browse, in build/site
+	$(INSTALL) --editable ".[docs]"
+	$(BIN)/mkdocs build
 
 notebooks: $(VENV)/.ready ## Run the notebooks and keep what they print
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/notebooks.py

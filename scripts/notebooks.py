@@ -1,6 +1,7 @@
 """
-Run the notebooks and keep what they print, for readers on the Hub and GitHub: `make notebooks`. Run it on an idle machine,
-after any change of the demo pair; a test says when it is due. Paths of the machine are cut off, and progress bars left out.
+Run the notebooks and keep what they print, for readers on the Hub and GitHub: `make notebooks`. Run it on an idle
+machine, after any change of the demo pair; a test says when it is due. Paths of the machine are cut off, and progress
+bars left out.
 """
 
 import argparse
