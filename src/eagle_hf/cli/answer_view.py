@@ -64,7 +64,7 @@ class AnswerView:
             end = text.plain.rindex("\n")
             if end >= self._printed:  # else the step before had it
                 if self._live is not None:
-                    self._live.update(Text())
+                    self._live.update(Text(), refresh=True)  # what it shows is about to be printed
                 self.console.print(text[self._printed : end], soft_wrap=True)
                 # One step more than the unfinished line needs: some tokenizers decode a token by the one before.
                 self._tail, self._printed = self._tail[-2:], newest.rindex("\n") + 1
