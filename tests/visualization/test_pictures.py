@@ -84,6 +84,11 @@ def test_a_tree_shows_tokens_probabilities_and_the_accepted_path(tree):
     assert "\x1b[1;32m'c'" not in coloured
 
 
+def test_padding_of_a_tree_is_left_out(tree):
+    assert str(draw_tree(tree.padded(9), letter_tokenizer(), accepted=[0, 1, 4])).splitlines() == LINES
+    assert str(draw_tree(tree.padded(9), letter_tokenizer(), accepted=[0, 8])).endswith("'a' 0% ✓")
+
+
 def test_a_tree_of_one_node_and_of_another_row(tree):
     assert str(draw_tree(DraftTree.root_only(torch.tensor([3])), letter_tokenizer())) == "'a' (root)"
     rows = DraftTree(*(torch.cat([x, x + 1]) for x in (tree.tokens,)), *(

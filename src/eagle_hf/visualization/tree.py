@@ -98,7 +98,7 @@ def draw_tree(
 ) -> TreePicture:
     """
     A draft tree: every node with its token, the probability that the draft gives to the path from the root to it, and a
-    check mark where the target accepted it.
+    check mark where the target accepted it. Nodes that only fill up a fixed size are left out.
 
     Args:
         tree ([`DraftTree`]): The tree.
@@ -110,8 +110,10 @@ def draw_tree(
         [`TreePicture`]
     """
     columns = (tree.tokens, tree.parents, tree.depths, tree.scores.exp())
-    rows = zip(*(column[row].tolist() for column in columns), strict=True)
+    rows = list(zip(*(column[row].tolist() for column in columns), strict=True))
     taken = set(accepted)
+    while len(rows) > 1 and rows[-1][3] == 0 and len(rows) - 1 not in taken:  # padding to a fixed size
+        rows.pop()
     return TreePicture(
         [
             Node(node_label(tokenizer, token), parent, depth, probability, i in taken)
