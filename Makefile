@@ -7,8 +7,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest bench bench-loading bench-training bench-retrieval bench-long bench-batches soak profile \
-	sweep lint format types ci clean help
+.PHONY: demo test test-oldest test-app notebooks reference docs bench bench-loading bench-training bench-retrieval \
+	bench-long bench-batches soak profile sweep lint format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,20 @@ test-oldest: ## Run the tests with the oldest supported transformers, in an envi
 	$(MAKE) VENV=.venv-oldest .venv-oldest/.ready
 	.venv-oldest/bin/python -m pip install --quiet "transformers==$$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml).*"
 	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest -n $(WORKERS) tests
+
+test-app: $(VENV)/.ready ## Test the page of `eagle-hf app` in a headless browser (needs chromium)
+	$(INSTALL) --editable ".[demo]" playwright
+	$(BIN)/python -m pytest tests/cli/test_app.py
+
+reference: $(VENV)/.ready ## Write docs/reference.md from the docstrings
+	$(BIN)/python scripts/reference.py
+
+docs: reference ## Build the documentation as pages to browse, in build/site
+	$(INSTALL) --editable ".[docs]"
+	$(BIN)/mkdocs build
+
+notebooks: $(VENV)/.ready ## Run the notebooks and keep what they print
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/notebooks.py
 
 bench: $(VENV)/.ready ## Measure step cost and speedup on this machine
 	$(BIN)/python benchmarks/speed.py
