@@ -22,6 +22,10 @@ def test_a_speedup_is_the_ratio_of_all_tokens_per_second():
     assert "speedup" not in summarize(RECORDS, "qa", 0.0, "plain")
 
 
+def test_quartiles_lie_within_the_values():
+    assert spread([1.0, 2.0]) == {"median": 1.5, "first_quartile": 1.0, "third_quartile": 2.0}
+
+
 def test_one_repeat_has_no_quartiles():
     assert spread([1.5]) == {"median": 1.5, "first_quartile": None, "third_quartile": None}
 

@@ -18,24 +18,28 @@ def user(text):
 
 def test_folder_of_the_eagle_repository_is_a_task_per_folder(tmp_path):
     write_rows(tmp_path / "gsm8k" / "question.jsonl", {"question_id": 0, "category": "math", "turns": ["a"]})
-    categories = ["writing", "roleplay", "stem"]
+    categories = ["writing", "roleplay", "stem", "math", "coding"]
     rows = [{"question_id": i, "category": c, "turns": [c, "next"]} for i, c in enumerate(categories)]
     write_rows(tmp_path / "mt_bench" / "question.jsonl", *rows)
     (tmp_path / "LICENSE").write_text("not a task")
     tasks = load_tasks(tmp_path)
-    assert {name: len(prompts) for name, prompts in tasks.prompts.items()} == {"gsm8k": 1, "mt_bench": 3}
+    assert {name: len(prompts) for name, prompts in tasks.prompts.items()} == {"gsm8k": 1, "mt_bench": 5}
     assert tasks.prompts["mt_bench"][1].turns == [[user("roleplay")], [user("next")]]
     assert tasks.prompts["mt_bench"][2].place == f"{tmp_path / 'mt_bench' / 'question.jsonl'}, line 3"
 
 
 def test_spec_bench_is_a_task_per_category_and_mt_bench_is_one(tmp_path):
-    rows = [
-        {"question_id": i, "category": category, "turns": [f"{category} {i}"]}
-        for i, category in enumerate(["writing", "coding", "translation", "summarization", "rag", "translation"])
-    ]
+    categories = ["writing", "coding", "stem", "math", "humanities", "translation", "summarization", "translation"]
+    rows = [{"question_id": i, "category": c, "turns": [f"{c} {i}"]} for i, c in enumerate(categories)]
     tasks = load_tasks([write_rows(tmp_path / "question.jsonl", *rows)])
     found = {name: len(prompts) for name, prompts in tasks.prompts.items()}
-    assert found == {"mt_bench": 2, "translation": 2, "summarization": 1, "rag": 1}
+    assert found == {"mt_bench": 5, "translation": 2, "summarization": 1}
+    assert [prompt.number for prompt in tasks.prompts["mt_bench"]] == [0, 1, 2, 3, 4]
+
+
+def test_a_category_that_mt_bench_has_too_stays_what_it_is(tmp_path):
+    rows = [{"domain": domain, "prompt": domain} for domain in ("code", "math", "chat")]
+    assert list(load_tasks(write_rows(tmp_path / "mine.jsonl", *rows)).prompts) == ["code", "math", "chat"]
 
 
 def test_own_rows_hold_a_prompt_or_messages(tmp_path):

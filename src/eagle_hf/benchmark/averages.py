@@ -24,6 +24,7 @@ def spread(values: Sequence[float], digits: int = 3) -> dict[str, float | None]:
     if len(values) < 2:
         return {"median": round(values[0], digits), "first_quartile": None, "third_quartile": None}
     low, median, high = statistics.quantiles(values, n=4)
+    low, high = max(low, min(values)), min(high, max(values))  # quartiles of two values lie beyond them
     return {
         "median": round(median, digits),
         "first_quartile": round(low, digits),

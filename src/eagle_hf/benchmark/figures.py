@@ -106,7 +106,7 @@ def draw_acceptance_lengths(result: dict[str, Any], temperature: float = 0.0, ax
     bars = ax.bar(list(lengths), shares, color=COLORS[0], edgecolor="black")
     ax.bar_label(bars, [f"{share:.0%}" for share in shares], fontsize=8, padding=2)
     if row["tau"] is not None:
-        ax.axvline(row["tau"], color="black", linestyle="--", label=f"tau, the mean: {row['tau']:.2f}")
+        ax.axvline(row["tau"], color="black", linestyle="--", zorder=0, label=f"tau, the mean: {row['tau']:.2f}")
         ax.legend(fontsize=8)
     _whole_numbers(ax)
     ax.set_xlabel("acceptance length (tokens that a verification adds)")
@@ -178,7 +178,9 @@ def draw_tree_sweep(result: dict[str, Any], temperature: float = 0.0, ax: "Axes 
             textcoords="offset points",
         )  # fmt: skip
     ax.axhline(1, color="black", linewidth=1, linestyle=":")
-    ax.set_xlabel("size of the tree (nodes / depth / width)")
+    _whole_numbers(ax)
+    ax.margins(x=0.1, y=0.15)
+    ax.set_xlabel("size of the tree in nodes (labels: nodes / depth / width)")
     ax.set_ylabel("speedup over plain generate")
     other = ax.twinx()
     other.plot(sizes, [p[3]["tau"] for p in points], marker="s", linestyle="--", color=COLORS[1], label="tau (right)")

@@ -82,6 +82,7 @@ class Parts:
         self.counts = counts
         self.steps: list[dict[str, list[float]]] = []
         self._sums: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
+        self._is_prompt = True
         self._open: list[list[float]] = []  # per open call, what inner calls took
         self._mode = OperatorCount()
         self._tolist = torch.Tensor.tolist
@@ -103,6 +104,7 @@ class Parts:
             setattr(owner, method, call)
         self.steps.append(dict(self._sums))
         self._sums.clear()
+        self._is_prompt = True
 
     def _counted_tolist(self) -> Callable[..., Any]:
         original, mode = self._tolist, self._mode
@@ -121,6 +123,8 @@ class Parts:
 
     def _measured(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def measured(*args: Any, **kwargs: Any) -> Any:
+            self._is_prompt &= name != "tree"  # the first step begins where the first tree does
+            part = "prompt" if self._is_prompt else name
             start = self._now()
             self._open.append([0.0, 0.0])
             try:
@@ -129,7 +133,7 @@ class Parts:
                 inner = self._open.pop()
                 spent = [end - begin for begin, end in zip(start, self._now(), strict=True)]
                 for i in range(2):
-                    self._sums[name][i] += spent[i] - inner[i]
+                    self._sums[part][i] += spent[i] - inner[i]
                     if self._open:
                         self._open[-1][i] += spent[i]
 

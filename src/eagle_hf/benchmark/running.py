@@ -1,5 +1,6 @@
 """A whole benchmark: every prompt at every temperature, what is finished kept, and the result."""
 
+import json
 import shlex
 import sys
 import time
@@ -95,7 +96,7 @@ def run_benchmark(
                 skipped.append((f"{prompt.place}, temperature {temperature:g}", record["skipped"]))
             records.append(record)
             progress.set_postfix(_running_figures(records))
-    return {
+    result = {
         "format": FORMAT,
         "command": command or shlex.join(sys.argv),
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
@@ -111,6 +112,7 @@ def run_benchmark(
         **summary(records, [method.name for method in measuring.methods], settings),
         "records": records,
     }
+    return json.loads(json.dumps(result))  # what is returned is what a file gives back
 
 
 def summary(records: Sequence[dict[str, Any]], methods: Sequence[str], settings: BenchmarkSettings) -> dict[str, Any]:

@@ -158,19 +158,27 @@ def _read_task(
         if isinstance(turns, str):
             skipped.append((place, turns))
             continue
-        category = str(row.get("category") or row.get("domain") or "")
-        group = "mt_bench" if category in MT_BENCH_CATEGORIES else category
+        group = str(row.get("category") or row.get("domain") or "")
         prompt = Prompt(group, place, turns)
         if (first := places.setdefault(prompt.digest, place)) != place:
             skipped.append((place, f"the same prompt as {first}"))
             continue
         groups.setdefault(group, []).append(prompt)
+    if len(MT_BENCH_CATEGORIES & set(groups)) > len(MT_BENCH_CATEGORIES) // 2:  # others have a category "math" as well
+        groups = _as_one(groups, "mt_bench")
     if len(groups) == 1:
         groups = {name: groups.popitem()[1]}
     return {
         group or name: [Prompt(group or name, prompt.place, prompt.turns, i) for i, prompt in enumerate(prompts)]
         for group, prompts in groups.items()
     }
+
+
+def _as_one(groups: dict[str, list[Prompt]], name: str) -> dict[str, list[Prompt]]:
+    merged: dict[str, list[Prompt]] = {}
+    for group, prompts in groups.items():
+        merged.setdefault(name if group in MT_BENCH_CATEGORIES else group, []).extend(prompts)
+    return merged
 
 
 def _spread(prompts: list[Prompt], most: int | None) -> list[Prompt]:
