@@ -42,7 +42,7 @@ def command(pair, tmp_path):
 
 
 def test_it_measures_reports_compares_and_fills_a_card(command, pair, tmp_path, capsys):
-    assert main([*command, "--baselines", "prompt_lookup", "--trees", "3/2/2"]) == 0
+    assert main([*command, "--temperatures", "0", "--baselines", "prompt_lookup", "--trees", "3/2/2"]) == 0
     printed = capsys.readouterr()
     assert "mine.jsonl, line 2: none of `turns`" in printed.err
     out = tmp_path / "out"
