@@ -116,6 +116,20 @@ class TestTokens:
             assert result[name]
 
 
+def test_a_head_with_a_tree_of_automatic_size_is_measured_like_any_other(pair, tasks):
+    target, draft, tokenizer = pair
+    draft = copy.deepcopy(draft)
+    draft.generation_config.draft_tree = "auto"
+    settings = BenchmarkSettings((0.0,), max_new_tokens=12, repeats=2, chain_depth=2)
+    result = run_benchmark(target, draft, tokenizer, tasks, settings, make_methods(draft, trees=[(3, 2, 2)]))
+    assert result["methods"]["eagle"]["draft_tree"] == "auto"
+    for method in ("eagle", "eagle 3/2/2"):
+        assert row(result, "all", 0.0, method)["texts_that_differ"] == 0
+    for record in result["records"]:
+        for turn in record["turns"]:
+            assert sum(turn["methods"]["eagle"]["acceptance_lengths"]) + 1 == len(turn["tokens"])
+
+
 class TestInterruption:
     def test_finished_prompts_are_not_measured_again(self, pair, tasks, tmp_path, monkeypatch):
         path = tmp_path / "finished.jsonl"

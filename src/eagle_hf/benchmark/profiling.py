@@ -25,6 +25,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, PreTrainedModel
 
+from ..draft_network import CompiledDraftNetwork, DraftNetwork
 from ..drafting import Drafter
 from ..generation.selection import NodeSelector, TokenSelector
 from ..generation.target import Target
@@ -37,9 +38,12 @@ CALLS: tuple[tuple[str, type, str], ...] = (
     ("prompt", Target, "prefill"),
     ("prompt", Drafter, "read_prompt"),
     ("tree", Drafter, "grow"),
-    ("draft", Drafter, "_forward"),
-    ("draft", Drafter, "top_children"),
-    ("draft", Drafter, "read_accepted"),
+    ("draft", Drafter, "_read_accepted"),
+    ("draft", DraftNetwork, "step"),
+    ("draft", DraftNetwork, "expand"),
+    ("draft", DraftNetwork, "top_children"),
+    ("draft", CompiledDraftNetwork, "step"),
+    ("draft", CompiledDraftNetwork, "expand"),
     ("verify", Target, "verify"),
     ("walk", NodeSelector, "select"),
     ("walk", TokenSelector, "select"),
