@@ -13,7 +13,9 @@ from ..kv_cache import align_columns, capacity, clear_behind, keep_nodes
 from ..tree import DraftTree
 from .fixed_shapes import compiled_call
 from .forward import forward_chain, forward_tree
+from .lent_cache import LentCache, settle
 from .masks import TreeMasks
+from .step_inputs import StepInputs
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,21 @@ class PromptFeatures:
     What the draft learns from the prompt.
 
     Args:
-        features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * hidden_size)`):
-            Features of the last `seq_len` prompt columns, those that the prefill computed and whose next token is
-            known.
+        states (`list[torch.Tensor]`, each of shape `(batch_size, seq_len, hidden_size)`):
+            Hidden states that the draft reads, as the target returned them, without a copy: the last `seq_len` prompt
+            columns, those that the prefill computed and whose next token is known.
         positions (`torch.LongTensor` of shape `(batch_size, seq_len)`): Their positions.
         mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): `False` at padding; `None` without any.
     """
 
-    features: torch.Tensor
+    states: list[torch.Tensor]
     positions: torch.Tensor
     mask: torch.Tensor | None
+
+    @property
+    def seq_len(self) -> int:
+        """Columns of the prompt whose features are known."""
+        return self.positions.shape[1]
 
 
 class Target:
@@ -68,7 +75,7 @@ class Target:
         self.lengths: list[int] = []  # committed columns of the cache, per row
         self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
         self._states: list[torch.Tensor] = []  # hidden states that the draft reads
-        self._recorded: list[tuple[Any, bool]] = []
+        self._lent: LentCache | None = None
 
     @property
     def has_fixed_shapes(self) -> bool:
@@ -101,18 +108,20 @@ class Target:
             outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
         self._states = self.reader.states(outputs.hidden_states)
+        self._inputs = StepInputs(self.model, input_ids, self.model_kwargs, outputs)
         past_len = int(self.cache.get_seq_length())
         self.lengths = [past_len] * len(outputs.logits)
         mask = self.model_kwargs.get("attention_mask")
         self._prompt_mask = None if mask is None else mask[:, -past_len:].bool()
         positions = self.model_kwargs.get("position_ids")
-        if positions is None:
-            real = mask if mask is not None else torch.ones(1, past_len, dtype=torch.long, device=outputs.logits.device)
-            positions = (real.cumsum(-1) - 1).clamp(min=0)
+        if (
+            positions is None
+        ):  # `forward` does not name them: plain `generate` passes none, and the target counts columns
+            positions = torch.arange(past_len, device=outputs.logits.device)[None]
         self._prompt_positions = positions  # (batch_size or 1, len), or (3, batch_size, len) for multimodal rotary
         self._root_position = positions[..., -1:] + 1  # (..., batch_size or 1, 1)
         self._masks = TreeMasks(self.model.config.get_text_config(decoder=True), self.cache, self._prompt_mask)
-        self._record_past()
+        self._lent = LentCache(self.cache, self.generation_config.max_length)
         return outputs.logits[:, -1:]
 
     def prompt_features(self, num_known_tokens: int) -> PromptFeatures:
@@ -122,11 +131,11 @@ class Target:
         Args:
             num_known_tokens (`int`): Prompt tokens whose ids are known; 0 where the prompt was given as embeddings.
         """
-        features = self._features()
-        seq_len = min(features.shape[1], max(num_known_tokens, 1))
+        states, self._states = self._states, []  # nothing but the draft needs them, and they are long
+        seq_len = min(states[0].shape[1], max(num_known_tokens, 1))
         positions = self._text_positions(self._prompt_positions)[:, -seq_len:].expand(len(self.lengths), -1)
         mask = None if self._prompt_mask is None else self._prompt_mask[:, -seq_len:]
-        return PromptFeatures(features[:, -seq_len:], positions, mask)
+        return PromptFeatures([state[:, -seq_len:] for state in states], positions, mask)
 
     # ------------------------------------------------------------------ steps
 
@@ -165,6 +174,7 @@ class Target:
         return outputs.logits
 
     def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
+        kwargs["step_inputs"] = self._inputs
         if self.is_tree:
             call = self._compiled or self.model
             return forward_tree(
@@ -195,6 +205,7 @@ class Target:
         return self._features(index)
 
     def _keep(self, paths: Sequence[Sequence[int]]) -> None:
+        settle(self.cache)
         if self.is_tree or capacity(self.cache) is not None:
             self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
         else:  # a chain, all rows by the same number of nodes
@@ -202,12 +213,11 @@ class Target:
             self.lengths = [length + len(paths[0]) for length in self.lengths]
         self._num_nodes = 0
 
-    def _features(self, index: torch.Tensor | None = None) -> torch.Tensor:
-        """The captured hidden states, concatenated; only columns `index` of shape `(batch_size, k)` where given."""
-        states = self._states
-        if index is not None:
-            rows = torch.arange(len(index), device=index.device)[:, None]
-            states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
+    def _features(self, index: torch.Tensor) -> torch.Tensor:
+        """The captured hidden states at columns `index` of shape `(batch_size, k)`, concatenated."""
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        states = [s.to(index.device) for s in self._states]
+        states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
         return self.reader.concatenate(states)
 
     @staticmethod
@@ -215,15 +225,6 @@ class Target:
         return positions if positions.dim() == 2 else positions[0]
 
     # ------------------------------------------------------------------ cache
-
-    def _record_past(self) -> None:
-        """
-        Keep sliding layers from cutting their window before the accepted nodes are known. Only after the prefill: until
-        then they would hold the whole prompt.
-        """
-        self._recorded = [(layer, layer.record_past) for layer in self.cache.layers if hasattr(layer, "record_past")]
-        for layer, _ in self._recorded:
-            layer.record_past = True
 
     @property
     def outlives_generate(self) -> bool:
@@ -238,5 +239,5 @@ class Target:
             align_columns(self.cache, self.lengths)
             if self.outlives_generate:
                 clear_behind(self.cache, max(self.lengths))
-        for layer, recorded in self._recorded:
-            layer.record_past = recorded
+        if self._lent is not None:
+            self._lent.give_back(is_seen=self.outlives_generate)
