@@ -146,6 +146,8 @@ def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[in
     # Layers without states of their own (shared keys and values, MLP only) have nothing to keep.
     layers = [layer for layer in cache.layers if getattr(layer, "is_initialized", False)]
     moves = Moves.make(lengths, paths, start, layers[0].keys.device)
+    if moves is None and end == start + num_nodes and not any(layer.is_sliding for layer in layers):
+        return new_lengths  # everything stays where it is
     for layer in layers:
         if isinstance(layer, DynamicSlidingWindowLayer):
             _keep_sliding(layer, lengths, paths, num_nodes)

@@ -5,13 +5,15 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import bench, convert, demo, env, generate, inspect, prepare, train
+from . import app, bench, chat, convert, demo, env, generate, inspect, prepare, train
 from .config import with_config
 
 
 COMMANDS = {
     "demo": demo,
     "generate": generate,
+    "chat": chat,
+    "app": app,
     "prepare": prepare,
     "train": train,
     "inspect": inspect,
