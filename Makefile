@@ -7,8 +7,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest test-app notebooks reference docs bench bench-loading bench-tasks bench-training \
-	bench-retrieval bench-long bench-batches soak profile sweep lint format types ci clean help
+.PHONY: demo test test-oldest test-app notebooks reference docs bench bench-loading bench-tasks bench-training bench-retrieval \
+	bench-long bench-batches soak profile sweep lint format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

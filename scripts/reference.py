@@ -13,7 +13,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference.md"
-MODULES = ("eagle_hf", "eagle_hf.training", "eagle_hf.visualization", "eagle_hf.features", "eagle_hf.verification")
+MODULES = (
+    "eagle_hf",
+    "eagle_hf.training",
+    "eagle_hf.benchmark",
+    "eagle_hf.visualization",
+    "eagle_hf.features",
+    "eagle_hf.verification",
+)
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Example|Examples|Invariant):(.*)$")
 ENTRY = re.compile(r"^(\*{0,2}[`\w][^:]*?(?:\([^()]*(?:\([^()]*\)[^()]*)*\))?):(?: (.*))?$")
 

@@ -75,6 +75,8 @@ class GrowingLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the states of shape `(batch_size, heads, new_len, head_dim)`; returns all keys and values."""
+        if torch.compiler.is_compiling():  # a target compiled by the user: addresses of memory cannot be traced
+            return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
