@@ -59,8 +59,8 @@ class Interruption(Exception):
 class InterruptingStreamer(BaseStreamer):
     """Fails in the middle of a call, as a closed connection does."""
 
-    def __init__(self) -> None:
-        self.left = 12
+    def __init__(self, calls: int):
+        self.left = calls
 
     def put(self, value: torch.Tensor) -> None:
         self.left -= 1
@@ -122,7 +122,7 @@ def scenarios(new_tokens: int, rows: int) -> Iterator[Callable[[], int]]:
 
         def interrupted(call: Callable[..., int] = call) -> int:
             try:
-                return call(streamer=InterruptingStreamer())
+                return call(streamer=InterruptingStreamer(new_tokens // 2))
             except Interruption:
                 return 0
 

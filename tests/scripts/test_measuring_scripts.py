@@ -96,16 +96,16 @@ def test_training_a_pair_goes_on_where_it_stopped(run, tmp_path):
     assert figures["EAGLE eager, 15 nodes, depth 5, width 4"]["equal_tokens"] == [1.0]
 
 
-SOAK = ("--tokens", 3000, "--new-tokens", 6, "--warm-up-calls", 100, "--batch-size", 3, "--tolerance", 0.1)
+SOAK = ("--new-tokens", 6, "--batch-size", 3, "--tolerance", 0.1)
 
 
 def test_memory_stays_flat_over_many_calls(run):
-    result = run("soak", *SOAK)
+    result = run("soak", *SOAK, "--tokens", 1000, "--warm-up-calls", 96)
     assert result["is_flat"] is True
     assert len(result["snapshots"]) == 11
-    assert result["snapshots"][-1]["tokens"] >= 3000
+    assert result["snapshots"][-1]["tokens"] >= 1000
 
 
 def test_a_leak_of_a_tensor_per_call_is_found(run):
     with pytest.raises(SystemExit):
-        run("soak", *SOAK, "--leak")
+        run("soak", *SOAK, "--tokens", 300, "--warm-up-calls", 8, "--leak")
