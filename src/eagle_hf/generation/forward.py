@@ -107,7 +107,8 @@ def forward_tree(
     if step_inputs is not None:
         kwargs |= step_inputs.for_nodes(tree.num_nodes)
     with tree_attention(model) as additive_dtype:
-        mask = masks.make(tree, lengths, additive_dtype)
+        is_plain = tree.num_nodes == 1 and min(lengths) == max(lengths) and masks.sees_all
+        mask = None if is_plain else masks.make(tree, lengths, additive_dtype)
         return (call or model)(
             input_ids=tree.tokens,
             position_ids=root_position + tree.depths,

@@ -36,6 +36,12 @@ class TreeMasks:
                 kind = layer_types[index] if layer_types is not None else "all"
                 self.layer_of_type.setdefault(kind, index)
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether a root sees all that its cache holds, so that it needs no mask: no padding, no windows."""
+        sliding = any(self.cache.layers[index].is_sliding for index in self.layer_of_type.values())
+        return self.prompt_mask is None and not sliding
+
     def make(
         self, tree: DraftTree, lengths: list[int], additive_dtype: torch.dtype | None
     ) -> torch.Tensor | dict[str, torch.Tensor]:
