@@ -58,7 +58,7 @@ def test_batches_compare_equal_tokens_and_split_the_step(run):
     assert result["tokens_equal"] is True
     assert result["time"] == "of the processor"
     assert [row["batch_size"] for row in result["rows"]] == [1, 3]
-    assert all(set(row["part_ms"]) == {"draft", "verify", "walk", "cache", "learn"} for row in result["rows"])
+    assert all(set(row["part_ms"]) == {"draft", "tree", "verify", "walk", "cache"} for row in result["rows"])
 
 
 SMALL = ("--tiny", "--repeats", 1, "--new-tokens", 16, "--prompt-length", 12)
