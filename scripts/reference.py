@@ -7,13 +7,21 @@ import enum
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference.md"
-MODULES = ("eagle_hf", "eagle_hf.training", "eagle_hf.visualization", "eagle_hf.features", "eagle_hf.verification")
+MODULES = (
+    "eagle_hf",
+    "eagle_hf.training",
+    "eagle_hf.benchmark",
+    "eagle_hf.visualization",
+    "eagle_hf.features",
+    "eagle_hf.verification",
+)
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Example|Examples|Invariant):(.*)$")
 ENTRY = re.compile(r"^(\*{0,2}[`\w][^:]*?(?:\([^()]*(?:\([^()]*\)[^()]*)*\))?):(?: (.*))?$")
 
@@ -106,7 +114,8 @@ def write() -> str:
                 continue
             seen.add(id(value))
             parts.append(f"### {name}")
-            parts.append(f"```text\n{signature(name, value)}\n```")
+            call = textwrap.fill(signature(name, value), 100, subsequent_indent="    ", break_long_words=False)
+            parts.append(f"```text\n{call}\n```")
             parts.append(to_markdown(value.__doc__ or ""))
             if inspect.isclass(value):
                 for member, function in members(value):
