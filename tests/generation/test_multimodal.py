@@ -45,7 +45,9 @@ def test_another_image_gives_another_text(name):
     target, inputs = target_of(name), image_prompts(name, LENGTHS)
     kwargs = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
     text = target.generate(**inputs, **kwargs)
-    assert not torch.equal(target.generate(**inputs | {"pixel_values": inputs["pixel_values"].flip(-1)}, **kwargs), text)
+    assert not torch.equal(
+        target.generate(**inputs | {"pixel_values": inputs["pixel_values"].flip(-1)}, **kwargs), text
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
