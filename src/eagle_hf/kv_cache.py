@@ -21,7 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+)
 
 from .versions import FP8_LAYERS
 
@@ -142,12 +148,27 @@ def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[in
     # Layers without states of their own (shared keys and values, MLP only) have nothing to keep.
     layers = [layer for layer in cache.layers if getattr(layer, "is_initialized", False)]
     moves = Moves.make(lengths, paths, start, layers[0].keys.device)
+    if moves is None and end == start + num_nodes and not any(layer.is_sliding for layer in layers):
+        return new_lengths  # everything stays where it is
     for layer in layers:
         if isinstance(layer, DynamicSlidingWindowLayer):
             _keep_sliding(layer, lengths, paths, num_nodes)
         else:
             _move_columns(layer, moves.to(layer.keys.device) if moves else None, end)
     return new_lengths
+
+
+def capacity(cache: Cache) -> int | None:
+    """Columns that a cache of fixed size has; `None` for one that grows."""
+    sizes = [layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer)]
+    return min(sizes) if sizes else None
+
+
+def clear_behind(cache: Cache, length: int) -> None:
+    """Take what rejected nodes left behind the first `length` columns out of layers of fixed size."""
+    for layer in cache.layers:
+        if isinstance(layer, StaticLayer) and layer.is_initialized:
+            layer.keys[:, :, length:], layer.values[:, :, length:] = 0, 0
 
 
 @dataclass(frozen=True)
@@ -191,7 +212,7 @@ class Moves:
         return Moves(self.rows.to(device), self.sources.to(device), self.destinations.to(device), self.first)
 
 
-def _move_columns(layer: DynamicLayer, moves: Moves | None, end: int) -> None:
+def _move_columns(layer: DynamicLayer | StaticLayer, moves: Moves | None, end: int) -> None:
     # Reading all sources before writing makes overlapping moves safe.
     if isinstance(layer, FP8_LAYERS):
         _move_quantized_columns(layer, moves, end)
@@ -201,6 +222,9 @@ def _move_columns(layer: DynamicLayer, moves: Moves | None, end: int) -> None:
             _move(states, moves)
         if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
             _move(layer.indexer_keys[:, None], moves)
+    if isinstance(layer, StaticLayer):
+        layer.cumulative_length.fill_(end)
+        return
     layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
     if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
         layer.indexer_keys = layer.indexer_keys[:, :end]

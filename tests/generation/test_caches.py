@@ -1,4 +1,4 @@
-"""Every kind of cache: the text is that of plain `generate` with it, and it is handed back as it would be."""
+"""Every kind of cache: the text is that of plain `generate` with the same one, handed back as it would be."""
 
 import copy
 

@@ -1,7 +1,7 @@
 """One forward of the target over draft nodes, and how its attention is told what each node sees."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,6 +86,7 @@ def forward_tree(
     lengths: list[int],
     cache: Cache,
     masks: TreeMasks,
+    call: Callable[..., CausalLMOutputWithPast] | None = None,
     step_inputs: StepInputs | None = None,
     **kwargs: Any,
 ) -> CausalLMOutputWithPast:
@@ -99,14 +100,16 @@ def forward_tree(
         lengths (`list[int]` of length `batch_size`): Committed columns of each row.
         cache ([`~transformers.Cache`]): Grows by `num_nodes` columns.
         masks ([`TreeMasks`]): Makes the mask.
+        call (`Callable`, *optional*): The target's forward, if it has been compiled.
         step_inputs ([`StepInputs`], *optional*): What plain `generate` passes to every forward besides.
         kwargs: Further arguments of the target's forward.
     """
     if step_inputs is not None:
         kwargs |= step_inputs.for_nodes(tree.num_nodes)
     with tree_attention(model) as additive_dtype:
-        mask = masks.make(tree, lengths, additive_dtype)
-        return model(
+        is_plain = tree.num_nodes == 1 and min(lengths) == max(lengths) and masks.sees_all
+        mask = None if is_plain else masks.make(tree, lengths, additive_dtype)
+        return (call or model)(
             input_ids=tree.tokens,
             position_ids=root_position + tree.depths,
             attention_mask=mask,

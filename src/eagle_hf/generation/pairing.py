@@ -7,6 +7,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
     QuantizedLayer,
     StaticLayer,
+    StaticSlidingWindowLayer,
 )
 from transformers.utils import logging
 
@@ -20,7 +21,8 @@ from .devices import input_device
 logger = logging.get_logger(__name__)
 
 SUPPORTED_LAYERS = (
-    DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, GrowingLayer, *FP8_LAYERS, *STATELESS_LAYERS,
+    DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, GrowingLayer, StaticLayer, *FP8_LAYERS,
+    *STATELESS_LAYERS,
 )  # fmt: skip
 
 _QUANTIZED_REASON = (
@@ -52,9 +54,9 @@ def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config
     implementation = generation_config.cache_implementation
     if implementation == "quantized" and (generation_config.cache_config or {}).get("backend") != "fp8":
         raise ValueError(f"Got `cache_implementation='quantized'`, {_QUANTIZED_REASON}")
-    if implementation not in (None, "dynamic", "offloaded", "quantized"):
+    if implementation not in (None, "dynamic", "static", "offloaded", "quantized"):
         raise ValueError(
-            f"Got `cache_implementation={implementation!r}`, but drafts are verified with a dynamic cache only: "
+            f"Got `cache_implementation={implementation!r}`, but drafts are verified with a dynamic or a static cache: "
             "rejected nodes must be removed from it again. Leave `cache_implementation` unset, or generate without "
             "`assistant_model`."
         )
@@ -143,9 +145,9 @@ def check_cache(cache: Cache | None) -> None:
         if type(layer) not in SUPPORTED_LAYERS and isinstance(layer, QuantizedLayer):
             raise ValueError(f"Got cache layers of type {type(layer).__name__}, {_QUANTIZED_REASON}")
         if type(layer) not in SUPPORTED_LAYERS:
-            kind = (
-                "a static cache" if isinstance(layer, StaticLayer) else f"cache layers of type {type(layer).__name__}"
-            )
+            kind = f"cache layers of type {type(layer).__name__}"
+            if isinstance(layer, StaticSlidingWindowLayer):
+                kind = "a static cache with sliding-window layers"
             raise ValueError(
                 f"Got {kind}, which cannot drop the rejected nodes of a draft tree exactly. Use a DynamicCache (leave "
                 "`cache_implementation` and `past_key_values` unset), or generate without `assistant_model`."
