@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest bench bench-loading bench-training profile sweep lint format types ci clean help
+.PHONY: demo test test-oldest lossless fuzz bench bench-loading bench-training profile sweep lint format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ test-oldest: ## Run the tests with the oldest supported transformers, in an envi
 
 bench: $(VENV)/.ready ## Measure step cost and speedup on this machine
 	$(BIN)/python benchmarks/speed.py
+
+lossless: $(VENV)/.ready ## Compare 10,000 random calls with plain generate
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/lossless.py
+
+fuzz: $(VENV)/.ready ## Let Hypothesis look for a call that differs from plain generate, for ten minutes
+	HF_HUB_OFFLINE=1 EAGLE_HF_FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/generation/test_fuzz.py -k minutes
 
 bench-loading: $(VENV)/.ready ## Measure time and memory of loading a head of 0.4 GB
 	$(BIN)/python benchmarks/loading.py

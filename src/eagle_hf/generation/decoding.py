@@ -21,6 +21,7 @@ from .pairing import check_cache
 from .probe import can_verify_trees
 from .selection import Records, make_selector
 from .sequences import Sequences
+from .sharded_weights import whole
 from .target import Target
 
 
@@ -35,6 +36,7 @@ def eagle_decoding(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     draft: EagleDraftModel,
+    synced_gpus: bool = False,
     streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
 ) -> EagleGenerateOutput | torch.Tensor:
@@ -55,6 +57,8 @@ def eagle_decoding(
         model ([`~transformers.PreTrainedModel`]): The target.
         input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs:
             As `generate` prepares them for its decoding methods.
+        synced_gpus (`bool`): Whether every rank runs as many forwards of the target as the slowest one, which targets
+            with weights spread over ranks need (DeepSpeed ZeRO-3, FSDP).
         draft ([`EagleDraftModel`]): The draft head.
 
     Returns:
@@ -72,7 +76,10 @@ def eagle_decoding(
 
     sequences = Sequences(input_ids, stopping_criteria, generation_config, streamer)
     target = Target(model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree)
-    drafter = Drafter(draft, options, model.get_input_embeddings(), model.get_output_embeddings())
+    embed_tokens, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
+    if synced_gpus:  # ranks draft on their own, without waiting for the others
+        embed_tokens, lm_head = whole(embed_tokens), whole(lm_head)
+    drafter = Drafter(draft, options, embed_tokens, lm_head)
     records = Records(generation_config, sequences.batch_size)
     history = History(sequences.batch_size, keeps_trees=options.output_draft_trees)
 
@@ -84,7 +91,10 @@ def eagle_decoding(
             prompt = target.prompt_features(input_ids.shape[1])
             following = sequences.ids[:, -prompt.features.shape[1] :]
             drafter.read_prompt(prompt.features, following, prompt.positions, prompt.mask)
-        while not sequences.done:
+        while model._has_unfinished_sequences(sequences.done, synced_gpus, device=input_ids.device):
+            if sequences.done:  # but other ranks are not
+                target.idle(sequences.newest())
+                continue
             tree = drafter.grow(sequences.newest(), target.clamp_depth(sequences.max_draft_depth()))
             open_rows = sequences.open_rows()
             paths = selector.select(tree, target.verify(tree))
@@ -98,6 +108,8 @@ def eagle_decoding(
         if target.outlives_generate and (late := selector.rows_without_last_token()):
             target.verify(DraftTree.root_only(sequences.newest()))
             target.keep([[0] if row in late else [] for row in range(sequences.batch_size)])
+        elif synced_gpus:  # another rank may have such rows
+            target.idle(sequences.newest())
     finally:
         target.release()
     selector.finish()
@@ -110,6 +122,8 @@ def eagle_decoding(
         sequences=sequences.ids.clone(),
         scores=records.scores,
         logits=records.logits,
+        attentions=target.layer_records.attentions,
+        hidden_states=target.layer_records.hidden_states,
         past_key_values=target.cache,
         acceptance_lengths=history.acceptance_lengths,
         target_forwards=target.num_forwards,

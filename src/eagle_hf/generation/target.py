@@ -12,6 +12,7 @@ from ..features import FeatureReader
 from ..kv_cache import align_columns, keep_nodes
 from ..tree import DraftTree
 from .forward import forward_chain, forward_tree
+from .layer_records import KeyLayout, LayerRecords
 from .masks import TreeMasks
 
 
@@ -57,10 +58,12 @@ class Target:
         self.reader = reader
         self.is_tree = is_tree
         self.cache: Cache = model_kwargs["past_key_values"]
+        self.layer_records = LayerRecords(generation_config)
         self.num_forwards = 0
         self.lengths: list[int] = []  # committed columns of the cache, per row
         self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
         self._states: list[torch.Tensor] = []  # hidden states that the draft reads
+        self._outputs: CausalLMOutputWithPast | None = None  # of a verification that is to be recorded
         self._recorded: list[tuple[Any, bool]] = []
 
     # ------------------------------------------------------------------ prompt
@@ -75,7 +78,7 @@ class Target:
         Returns:
             `torch.Tensor` of shape `(batch_size, 1, vocab_size)`: Logits after the last prompt token.
         """
-        kwargs = {**self.model_kwargs, "output_hidden_states": self.reader.output_hidden_states}
+        kwargs = {**self.model_kwargs, **self._output_options()}
         with self.reader:
             outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
@@ -92,7 +95,12 @@ class Target:
         self._root_position = positions[..., -1:] + 1  # (..., batch_size or 1, 1)
         self._masks = TreeMasks(self.model.config.get_text_config(decoder=True), self.cache, self._prompt_mask)
         self._record_past()
+        self.layer_records.add_prompt(outputs, past_len)
         return outputs.logits[:, -1:]
+
+    def _output_options(self) -> dict[str, Any]:
+        options = {"output_hidden_states": self.layer_records.wants_hidden_states or self.reader.output_hidden_states}
+        return options | ({"output_attentions": True} if self.layer_records.wants_attentions else {})
 
     def prompt_features(self, num_known_tokens: int) -> PromptFeatures:
         """
@@ -127,10 +135,23 @@ class Target:
         """
         self._num_nodes = tree.num_nodes
         with self.reader:
-            outputs = self._forward(tree, output_hidden_states=self.reader.output_hidden_states)
+            outputs = self._forward(tree, **self._output_options())
         self.num_forwards += 1
         self._states = self.reader.states(outputs.hidden_states)
+        self._outputs = outputs if self.layer_records.is_wanted else None
         return outputs.logits
+
+    def idle(self, newest: torch.Tensor) -> None:
+        """
+        Run a forward that changes nothing, for other ranks that wait for this one in theirs.
+
+        Args:
+            newest (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
+        """
+        tree = DraftTree.root_only(newest)
+        self._num_nodes = tree.num_nodes
+        self._forward(tree)
+        self._keep([()] * len(self.lengths))
 
     def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
         if self.is_tree:
@@ -152,6 +173,9 @@ class Target:
             `torch.Tensor` of shape `(batch_size, longest, num_features * hidden_size)`: Features of the accepted nodes;
             rows with shorter paths are filled with those of the root.
         """
+        if self._outputs is not None:
+            self.layer_records.add(self._outputs, self.lengths, paths, self._key_layouts(self._outputs.attentions))
+            self._outputs = None
         self._keep(paths)
         longest = max(map(len, paths))
         device = self._root_position.device
@@ -174,6 +198,11 @@ class Target:
             rows = torch.arange(len(index), device=index.device)[:, None]
             states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
         return self.reader.concatenate(states)
+
+    def _key_layouts(self, attentions: Sequence[torch.Tensor | None] | None) -> list[KeyLayout]:
+        windows = self._masks.windows(len(attentions or ()))
+        slots = [0 if weights is None else weights.shape[-1] - self._num_nodes for weights in attentions or ()]
+        return [KeyLayout(window, num_slots) for window, num_slots in zip(windows, slots, strict=True)]
 
     @staticmethod
     def _text_positions(positions: torch.Tensor) -> torch.Tensor:
