@@ -12,6 +12,7 @@ Call `i` depends on `--seed` and `i` only. `--first` goes on where an earlier ru
 
 import argparse
 import collections
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -81,9 +82,12 @@ def main() -> int:
                 "architectures": len(architectures), "seconds": seconds, "workers": args.workers}  # fmt: skip
 
     jobs = zip(itertools.repeat(args.seed), range(args.first, args.first + calls), strict=False)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(args.workers) as pool:
-        for result in pool.imap_unordered(_star, jobs, chunksize=4):
+    with contextlib.ExitStack() as stack:
+        results = map(_star, jobs)
+        if args.workers > 1:
+            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(args.workers))
+            results = pool.imap_unordered(_star, jobs, chunksize=4)
+        for result in results:
             architectures[result["architecture"]] += result["cases"]
             totals["calls"] += 1
             for name in ("cases", "new_tokens", "accepted", "verifications"):
