@@ -34,7 +34,7 @@ def shard(target) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     output, kind = Path(sys.argv[1]), sys.argv[2]
-    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=600))
     rank = dist.get_rank()
     target = tiny_target("mistral-sliding")
     draft = use_options(random_draft(target, eagle_version=1), num_assistant_tokens=8, draft_depth=3, draft_width=2)

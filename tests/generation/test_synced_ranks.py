@@ -20,7 +20,7 @@ from test_several_processes import start  # noqa: E402
 
 @pytest.mark.parametrize("kind", ["lockstep", "sharded"])
 def test_two_ranks(tmp_path, kind):
-    start([str(Path(__file__).parent / "run_synced.py"), str(tmp_path), kind], world_size=2)
+    start([str(Path(__file__).parent / "run_synced.py"), str(tmp_path), kind], world_size=2, timeout=600)
     ranks = [json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0]["forwards"] == ranks[1]["forwards"]
     assert ranks[0]["needed"] != ranks[1]["needed"]  # so that one of them had to wait
