@@ -92,7 +92,9 @@ PROCESSORS = {
 # What cannot be said as a plain value; made anew for every call, as some of them keep a state.
 EXTRAS = ("custom_processor", "custom_criterion", "prefix_fn", "watermark", "synthid", "streamer")
 OUTPUTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
-FORMS = ("ids", "ids", "ids", "ids", "no_mask", "embeds", "chunks", "second_turn", "return_sequences")
+FORMS = (
+    "ids", "ids", "ids", "ids", "no_mask", "embeds", "chunks", "second_turn", "return_sequences", "static_cache",
+)  # fmt: skip
 
 
 def draw_call(r: random.Random) -> Call:
@@ -122,6 +124,10 @@ def draw_call(r: random.Random) -> Call:
     architecture = r.choice(sorted(ARCHITECTURES))
     if architecture.startswith("falcon"):  # with them its sdpa adds a boolean mask to the scores, in plain `generate`
         options.pop("output_attentions", None)
+    if form == "static_cache":
+        if not can_be_static(architecture):
+            form = "ids"
+        options.pop("output_attentions", None)  # those of padding differ, as it attends to all columns alike
     return Call(
         architecture=architecture, lengths=tuple(lengths), seed=r.randrange(10**6), form=form,
         options=options, extras=extras, stop_strings=stop_strings, eos=eos,
@@ -132,9 +138,17 @@ def draw_tree(r: random.Random) -> Tree:
     """A random tree; mostly of the scripted drafter, which is right often enough for long paths to be accepted."""
     return Tree(
         eagle_version=r.choice([0, 0, 0, 0, 1, 3]), seed=r.randrange(10**6), num_nodes=r.choice([2, 5, 9, 17]),
-        max_depth=r.randint(1, 6), hit_rate=r.choice([0.3, 0.8, 1.0]), kind=r.choice(["dynamic", "static", "chain"]),
+        max_depth=r.randint(1, 6), hit_rate=r.choice([0.3, 0.8, 1.0]), kind=r.choice(["dynamic", "auto", "static", "chain"]),
         width=r.choice([1, 2, 4]),
     )  # fmt: skip
+
+
+def can_be_static(architecture: str) -> bool:
+    """Whether the cache can have a fixed size: without windows, which have none that could be taken back."""
+    target = target_of(architecture)
+    kinds = set(getattr(target.config, "layer_types", None) or ["full_attention"])
+    has_window = kinds != {"full_attention"} or getattr(target.config, "sliding_window", None)
+    return target._can_compile_fullgraph and not has_window
 
 
 # ---------------------------------------------------------------------- running
@@ -214,6 +228,8 @@ def _inputs(call: Call) -> dict[str, Any]:
     inputs: dict[str, Any] = _prompt(call)
     if call.form == "embeds":
         inputs["inputs_embeds"] = target_of(call.architecture).get_input_embeddings()(inputs.pop("input_ids")).detach()
+    if call.form == "static_cache":
+        inputs["cache_implementation"] = "static"
     if call.form == "chunks":
         inputs["prefill_chunk_size"] = 4
     return inputs

@@ -110,9 +110,9 @@ def test_growing_leaves_the_cache_of_true_features_as_it_was(golden_target, name
     width = drafter.draft.config.num_features * 64
     torch.manual_seed(0)
     drafter.read_prompt(torch.randn(1, 5, width), torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
-    before = drafter._cache.layers[0].keys.clone()
+    before = drafter.network.cache.layers[0].keys.clone()
     first = drafter.grow(torch.tensor([3]), 100)
-    assert torch.equal(drafter._cache.layers[0].keys, before)
+    assert torch.equal(drafter.network.cache.layers[0].keys, before)
     assert tree_tuple(drafter.grow(torch.tensor([3]), 100)) == tree_tuple(first)
 
 
@@ -215,3 +215,28 @@ def test_heads_with_length_dependent_rotary_embeddings_can_be_used(golden_target
     ours = golden_target.generate(prompt, max_new_tokens=20, do_sample=False, assistant_model=draft)
     assert torch.equal(plain, ours)
     draft.rotary_emb.inv_freq.clone().requires_grad_()  # no inference tensor was left behind
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_reading_late_and_all_at_once_changes_no_tree(golden_target, batch):
+    draft = golden_draft("A_eagle3")
+    generator = torch.Generator().manual_seed(0)
+    width = draft.config.num_features * 64
+    prompt, ids = torch.randn(batch, 5, width, generator=generator), torch.randint(0, 320, (batch, 5))
+    parts = []
+    for new_len in (3, 1, 2):
+        counts = [new_len] if batch == 1 else [new_len, 1, max(new_len - 1, 1)]
+        parts.append(
+            (torch.randn(batch, new_len, width, generator=generator), torch.randint(0, 320, (batch, new_len)), counts)
+        )
+    trees = []
+    for is_late in (False, True):
+        drafter = make_drafter(draft, golden_target, num_assistant_tokens=12, draft_width=4, draft_depth=4)
+        drafter.read_prompt(prompt, ids, torch.arange(5).expand(batch, -1), None)
+        for part in parts:
+            drafter.read_accepted(*part)
+            if not is_late:
+                tree = drafter.grow(torch.arange(batch), 100)
+        trees.append(drafter.grow(torch.arange(batch), 100) if is_late else tree)
+    assert torch.equal(trees[0].tokens, trees[1].tokens)
+    torch.testing.assert_close(trees[0].scores, trees[1].scores, atol=1e-4, rtol=1e-4)

@@ -21,7 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+)
 
 
 class GrowingLayer(DynamicLayer):
@@ -117,6 +123,19 @@ def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[in
     return new_lengths
 
 
+def capacity(cache: Cache) -> int | None:
+    """Columns that a cache of fixed size has; `None` for one that grows."""
+    sizes = [layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer)]
+    return min(sizes) if sizes else None
+
+
+def clear_behind(cache: Cache, length: int) -> None:
+    """Take what rejected nodes left behind the first `length` columns out of layers of fixed size."""
+    for layer in cache.layers:
+        if isinstance(layer, StaticLayer) and layer.is_initialized:
+            layer.keys[:, :, length:], layer.values[:, :, length:] = 0, 0
+
+
 @dataclass(frozen=True)
 class Moves:
     """
@@ -152,13 +171,16 @@ class Moves:
         return cls(rows, sources, destinations, moves[0][2])
 
 
-def _move_columns(layer: DynamicLayer, moves: Moves | None, end: int) -> None:
+def _move_columns(layer: DynamicLayer | StaticLayer, moves: Moves | None, end: int) -> None:
     # Reading all sources before writing makes overlapping moves safe.
     if moves is not None:
         for states in (layer.keys, layer.values):
             _move(states, moves)
         if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
             _move(layer.indexer_keys[:, None], moves)
+    if isinstance(layer, StaticLayer):
+        layer.cumulative_length.fill_(end)
+        return
     layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
     if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
         layer.indexer_keys = layer.indexer_keys[:, :end]

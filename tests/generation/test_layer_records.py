@@ -130,6 +130,17 @@ def test_with_a_second_turn_the_first_entry_covers_the_new_tokens():
     assert_same_entries(outputs[0].attentions, outputs[1].attentions, is_open)
 
 
+def test_a_static_cache_has_attentions_of_one_width(monkeypatch):
+    """Without padding, whose queries look at nothing and share their weight among all columns, also those to spare."""
+    target, inputs = eager_target("llama"), left_padded_prompts((9, 9, 9))
+    plain, ours, *_ = with_and_without_draft(
+        monkeypatch, target, inputs, eos_token_id=None, cache_implementation="static", **WANTED
+    )
+    is_open = torch.ones(3, NEW_TOKENS, dtype=torch.bool)
+    assert {weights.shape[-1] for entry in plain.attentions for weights in entry} == {9 + NEW_TOKENS - 1}
+    assert_same_entries(plain.attentions, ours.attentions, is_open)
+
+
 class TestKeyLayout:
     """Two rows with 5 and 3 committed columns; the tree's nodes follow the slots of the longest row."""
 

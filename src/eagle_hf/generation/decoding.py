@@ -16,6 +16,8 @@ from ..drafting import Drafter
 from ..features import FeatureReader
 from ..modeling_eagle import EagleDraftModel
 from ..tree import DraftTree
+from ..tree_sizing import known_sizing, remember
+from .fixed_shapes import with_room
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
 from .probe import can_verify_trees
@@ -74,12 +76,17 @@ def eagle_decoding(
         )
         options = options.as_chain()
 
+    model_kwargs["past_key_values"] = with_room(model, model_kwargs["past_key_values"], options.max_nodes)
     sequences = Sequences(input_ids, stopping_criteria, generation_config, streamer)
-    target = Target(model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree)
+    target = Target(
+        model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree, options.max_nodes
+    )
     embed_tokens, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
     if synced_gpus:  # ranks draft on their own, without waiting for the others
         embed_tokens, lm_head = whole(embed_tokens), whole(lm_head)
-    drafter = Drafter(draft, options, embed_tokens, lm_head)
+    situation = (id(model), str(model.device), model.dtype, len(input_ids), generation_config.do_sample)
+    sizing = known_sizing(draft, situation) if options.draft_tree == "auto" else None
+    drafter = Drafter(draft, options, embed_tokens, lm_head, *target.compiling(), sizing)
     records = Records(generation_config, sequences.batch_size)
     history = History(sequences.batch_size, keeps_trees=options.output_draft_trees)
 
@@ -95,7 +102,7 @@ def eagle_decoding(
             if sequences.done:  # but other ranks are not
                 target.idle(sequences.newest())
                 continue
-            tree = drafter.grow(sequences.newest(), target.clamp_depth(sequences.max_draft_depth()))
+            tree = target.fit(drafter.grow(sequences.newest(), target.clamp_depth(sequences.max_draft_depth())))
             open_rows = sequences.open_rows()
             paths = selector.select(tree, target.verify(tree))
             history.add(tree, paths, open_rows)
@@ -113,6 +120,8 @@ def eagle_decoding(
     finally:
         target.release()
     selector.finish()
+    if sizing is not None:
+        remember(draft, situation, sizing)
 
     if streamer is not None:
         streamer.end()
@@ -129,4 +138,5 @@ def eagle_decoding(
         target_forwards=target.num_forwards,
         draft_forwards=drafter.num_forwards,
         draft_trees=history.trees,
+        tree_sizing=sizing,
     )

@@ -2,7 +2,7 @@
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,6 +99,7 @@ def forward_tree(
     lengths: list[int],
     cache: Cache,
     masks: TreeMasks,
+    call: Callable[..., CausalLMOutputWithPast] | None = None,
     **kwargs: Any,
 ) -> CausalLMOutputWithPast:
     """
@@ -111,13 +112,14 @@ def forward_tree(
         lengths (`list[int]` of length `batch_size`): Committed columns of each row.
         cache ([`~transformers.Cache`]): Grows by `num_nodes` columns.
         masks ([`TreeMasks`]): Makes the mask.
+        call (`Callable`, *optional*): The target's forward, if it has been compiled.
         kwargs: Further arguments of the target's forward.
     """
     with tree_attention(model) as additive_dtype:
         if kwargs.get("output_attentions"):  # some sdpa models compute these with the eager formula
             additive_dtype = model.dtype
         mask = masks.make(tree, lengths, additive_dtype)
-        return model(
+        return (call or model)(
             input_ids=tree.tokens,
             position_ids=root_position + tree.depths,
             attention_mask=mask,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from transformers import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -59,9 +60,12 @@ class LayerRecords:
 
     Args:
         generation_config ([`~transformers.GenerationConfig`]): Says what is wanted.
+        kv_len (`int`, *optional*):
+            Width of all attentions of plain `generate`, where it has a static cache; `None` where they grow.
     """
 
-    def __init__(self, generation_config: GenerationConfig):
+    def __init__(self, generation_config: GenerationConfig, kv_len: int | None):
+        self.kv_len = kv_len
         wanted = bool(generation_config.return_dict_in_generate)
         self.wants_hidden_states = wanted and bool(generation_config.output_hidden_states)
         self.wants_attentions = wanted and bool(generation_config.output_attentions)
@@ -112,7 +116,7 @@ class LayerRecords:
                 if self.wants_attentions:
                     keys = [layout.plain_keys(lengths, row, path[: i + 1]) for layout in layouts]
                     _column(self._attentions, column)[row] = tuple(
-                        None if weights is None else _node_attention(weights, row, node, keys[layer])
+                        None if weights is None else _node_attention(weights, row, node, keys[layer], self.kv_len)
                         for layer, weights in enumerate(outputs.attentions or ())
                     )
 
@@ -137,6 +141,7 @@ class LayerRecords:
         if not self.wants_attentions:
             return None
         first = () if self._prompt is None else self._prompt.attentions or ()
+        first = tuple(None if weights is None else weights[..., : self.kv_len] for weights in first)
         return (first, *(self._join(rows, dim=0) for rows in self._attentions))
 
     def _join(self, rows: dict[int, LayerTensors], dim: int) -> LayerTensors:
@@ -158,6 +163,8 @@ def _node_state(state: torch.Tensor, row: int, node: int) -> torch.Tensor:
     return state[..., row : row + 1, node : node + 1, :].clone()  # not a view, which would keep the whole tree
 
 
-def _node_attention(weights: torch.Tensor, row: int, node: int, keys: list[int]) -> torch.Tensor:
-    """Attentions of a node, `(1, num_heads, 1, len(keys))`, from `(batch_size, num_heads, num_nodes, kv_len)`."""
-    return weights[row : row + 1, :, node : node + 1].index_select(-1, torch.tensor(keys, device=weights.device))
+def _node_attention(weights: torch.Tensor, row: int, node: int, keys: list[int], kv_len: int | None) -> torch.Tensor:
+    """Attentions of a node, `(1, num_heads, 1, kv_len)`, from `(batch_size, num_heads, num_nodes, kv_len)`."""
+    index = torch.tensor(keys, device=weights.device)
+    cut = weights[row : row + 1, :, node : node + 1].index_select(-1, index)
+    return cut if kv_len is None else F.pad(cut, (0, kv_len - len(keys)))

@@ -6,6 +6,7 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
     StaticLayer,
+    StaticSlidingWindowLayer,
 )
 from transformers.utils import logging
 
@@ -18,7 +19,7 @@ from ..versions import STATELESS_LAYERS
 logger = logging.get_logger(__name__)
 
 SUPPORTED_LAYERS = (
-    DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, GrowingLayer, *STATELESS_LAYERS,
+    DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, GrowingLayer, StaticLayer, *STATELESS_LAYERS,
 )  # fmt: skip
 
 
@@ -37,9 +38,9 @@ def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config
             "`use_cache` at its default, or generate without `assistant_model`."
         )
     implementation = generation_config.cache_implementation
-    if implementation not in (None, "dynamic"):
+    if implementation not in (None, "dynamic", "static"):
         raise ValueError(
-            f"Got `cache_implementation={implementation!r}`, but drafts are verified with a dynamic cache only: "
+            f"Got `cache_implementation={implementation!r}`, but drafts are verified with a dynamic or a static cache: "
             "rejected nodes must be removed from it again. Leave `cache_implementation` unset, or generate without "
             "`assistant_model`."
         )
@@ -124,9 +125,9 @@ def check_cache(cache: Cache | None) -> None:
         )
     for layer in cache.layers:
         if type(layer) not in SUPPORTED_LAYERS:
-            kind = (
-                "a static cache" if isinstance(layer, StaticLayer) else f"cache layers of type {type(layer).__name__}"
-            )
+            kind = f"cache layers of type {type(layer).__name__}"
+            if isinstance(layer, StaticSlidingWindowLayer):
+                kind = "a static cache with sliding-window layers"
             raise ValueError(
                 f"Got {kind}, which cannot drop the rejected nodes of a draft tree exactly. Use a DynamicCache (leave "
                 "`cache_implementation` and `past_key_values` unset), or generate without `assistant_model`."

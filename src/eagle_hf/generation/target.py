@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers import Cache, CompileConfig, GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..features import FeatureReader
-from ..kv_cache import align_columns, keep_nodes
+from ..kv_cache import align_columns, capacity, clear_behind, keep_nodes
 from ..tree import DraftTree
+from .fixed_shapes import compiled_call, plain_capacity
 from .forward import forward_chain, forward_tree
 from .layer_records import KeyLayout, LayerRecords
 from .masks import TreeMasks
@@ -42,6 +43,7 @@ class Target:
         model_kwargs (`dict`): As prepared by `generate`; holds the cache.
         reader ([`FeatureReader`]): Reads the features that the draft wants.
         is_tree (`bool`): Whether the target can verify trees; otherwise only chains, through its own causal mask.
+        max_nodes (`int`): Nodes of the largest tree, the root included.
     """  # noqa: D205
 
     def __init__(
@@ -51,6 +53,7 @@ class Target:
         model_kwargs: dict[str, Any],
         reader: FeatureReader,
         is_tree: bool,
+        max_nodes: int,
     ):
         self.model = model
         self.generation_config = generation_config
@@ -58,13 +61,31 @@ class Target:
         self.reader = reader
         self.is_tree = is_tree
         self.cache: Cache = model_kwargs["past_key_values"]
-        self.layer_records = LayerRecords(generation_config)
+        self.layer_records = LayerRecords(generation_config, plain_capacity(self.cache))
+        self._compiled = (
+            compiled_call(model, model_kwargs, generation_config) if is_tree and not reader.has_hook else None
+        )
+        self.max_nodes = max_nodes
         self.num_forwards = 0
         self.lengths: list[int] = []  # committed columns of the cache, per row
         self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
         self._states: list[torch.Tensor] = []  # hidden states that the draft reads
         self._outputs: CausalLMOutputWithPast | None = None  # of a verification that is to be recorded
         self._recorded: list[tuple[Any, bool]] = []
+
+    @property
+    def has_fixed_shapes(self) -> bool:
+        """
+        Whether all trees are made equally large: where steps are compiled, every size would be a CUDA graph of its own.
+        A CPU compiles for all sizes at once.
+        """
+        return self._compiled is not None and self.model.device.type != "cpu"
+
+    def compiling(self) -> tuple[CompileConfig | None, int | None]:
+        """How the target's steps are compiled, `None` if they are not, and the columns of its cache."""
+        if self._compiled is None:
+            return None, None
+        return self.generation_config.compile_config or CompileConfig(), capacity(self.cache)
 
     # ------------------------------------------------------------------ prompt
 
@@ -126,6 +147,11 @@ class Target:
         max_positions = getattr(config, "max_position_embeddings", None)
         return depth if not max_positions else min(depth, max(max_positions - 1 - max(self.lengths), 0))
 
+    def fit(self, tree: DraftTree) -> DraftTree:
+        """As much of the tree as there is room for in a cache of fixed size."""
+        columns = capacity(self.cache)
+        return tree if columns is None else tree.first(columns - max(self.lengths))
+
     def verify(self, tree: DraftTree) -> torch.Tensor:
         """
         Run all nodes of the trees in one forward.
@@ -133,12 +159,18 @@ class Target:
         Returns:
             `torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`: Logits after every node.
         """
+        num_nodes = tree.num_nodes
+        if self.has_fixed_shapes and num_nodes > 1:
+            tree = tree.padded(min(self.max_nodes, cast(int, capacity(self.cache)) - max(self.lengths)))
         self._num_nodes = tree.num_nodes
         with self.reader:
             outputs = self._forward(tree, **self._output_options())
         self.num_forwards += 1
         self._states = self.reader.states(outputs.hidden_states)
         self._outputs = outputs if self.layer_records.is_wanted else None
+        if self.has_fixed_shapes:  # CUDA graphs write the outputs of every replay to the same place
+            self._states = [states.clone() for states in self._states]
+            return outputs.logits[:, :num_nodes].clone()
         return outputs.logits
 
     def idle(self, newest: torch.Tensor) -> None:
@@ -155,7 +187,10 @@ class Target:
 
     def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
         if self.is_tree:
-            return forward_tree(self.model, tree, self._root_position, self.lengths, self.cache, self._masks, **kwargs)
+            call = self._compiled or self.model
+            return forward_tree(
+                self.model, tree, self._root_position, self.lengths, self.cache, self._masks, call=call, **kwargs
+            )
         mask = self._prompt_mask
         if mask is not None:
             new_len = self.lengths[0] + tree.num_nodes - mask.shape[1]
@@ -184,7 +219,7 @@ class Target:
         return self._features(index)
 
     def _keep(self, paths: Sequence[Sequence[int]]) -> None:
-        if self.is_tree:
+        if self.is_tree or capacity(self.cache) is not None:
             self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
         else:  # a chain, all rows by the same number of nodes
             self.cache.crop(len(paths[0]) - self._num_nodes)
@@ -230,5 +265,7 @@ class Target:
             self._keep([()] * len(self.lengths))
         if self.is_tree and self.lengths:
             align_columns(self.cache, self.lengths)
+            if self.outlives_generate:
+                clear_behind(self.cache, max(self.lengths))
         for layer, recorded in self._recorded:
             layer.record_past = recorded
