@@ -92,6 +92,8 @@ class Drafter:
             mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): `False` where the prompt is padding.
         """
         batch_size, seq_len = tokens.shape
+        # What stands for an image may be no token of the vocabulary: the target has its own embedding there.
+        tokens = tokens.clamp(0, self.draft.config.vocab_size - 1)
         self._prompt_mask = mask
         attention_mask = None
         if mask is not None:

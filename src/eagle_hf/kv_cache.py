@@ -29,6 +29,8 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
+from .versions import FP8_LAYERS
+
 
 class GrowingLayer(DynamicLayer):
     """
@@ -37,6 +39,33 @@ class GrowingLayer(DynamicLayer):
     """
 
     _growth = 1.5
+    _max_length: int | None = None  # beyond which no room is made
+
+    @staticmethod
+    def adopt(layer: DynamicLayer, max_length: int | None) -> None:
+        """
+        Let a plain layer grow like this one, in place, until [`GrowingLayer.release`].
+
+        Args:
+            layer ([`~transformers.cache_utils.DynamicLayer`]): The layer.
+            max_length (`int`, *optional*): Columns that it will have in the end, if known: no more room is made.
+        """
+        layer.__class__ = GrowingLayer
+        layer._buffers, layer._max_length = (torch.empty(0), torch.empty(0)), max_length
+
+    @staticmethod
+    def release(layer: DynamicLayer, copy: bool) -> None:
+        """
+        Make an adopted layer a plain one again.
+
+        Args:
+            layer ([`~transformers.cache_utils.DynamicLayer`]): The layer.
+            copy (`bool`): Whether to copy the states out of the buffer. Without it, they hold all of its memory.
+        """
+        layer.__class__ = DynamicLayer
+        del layer._buffers, layer._max_length
+        if copy and layer.is_initialized:
+            layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -67,6 +96,8 @@ class GrowingLayer(DynamicLayer):
 
     def _reallocate(self, key_states: torch.Tensor, value_states: torch.Tensor, start: int, end: int) -> None:
         capacity = int(end * self._growth) + 64
+        if self._max_length is not None:  # the nodes of the last tree may exceed it a little
+            capacity = max(end, min(capacity, self._max_length + 64))
         old, new = (self.keys, self.values), []
         for states, filled in zip((key_states, value_states), old, strict=True):
             buffer = states.new_empty(*states.shape[:-2], capacity, states.shape[-1])
@@ -119,7 +150,7 @@ def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[in
         if isinstance(layer, DynamicSlidingWindowLayer):
             _keep_sliding(layer, lengths, paths, num_nodes)
         else:
-            _move_columns(layer, moves, end)
+            _move_columns(layer, moves.to(layer.keys.device) if moves else None, end)
     return new_lengths
 
 
@@ -170,9 +201,18 @@ class Moves:
         rows, sources, destinations = torch.tensor(moves, device=device).unbind(1)
         return cls(rows, sources, destinations, moves[0][2])
 
+    def to(self, device: torch.device) -> "Moves":
+        """The same moves for a layer on another device: targets may be spread over several, caches be offloaded."""
+        if self.rows.device == device:
+            return self
+        return Moves(self.rows.to(device), self.sources.to(device), self.destinations.to(device), self.first)
+
 
 def _move_columns(layer: DynamicLayer | StaticLayer, moves: Moves | None, end: int) -> None:
     # Reading all sources before writing makes overlapping moves safe.
+    if isinstance(layer, FP8_LAYERS):
+        _move_quantized_columns(layer, moves, end)
+        return
     if moves is not None:
         for states in (layer.keys, layer.values):
             _move(states, moves)
@@ -184,6 +224,15 @@ def _move_columns(layer: DynamicLayer | StaticLayer, moves: Moves | None, end: i
     layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
     if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
         layer.indexer_keys = layer.indexer_keys[:, :end]
+
+
+def _move_quantized_columns(layer: DynamicLayer, moves: Moves | None, end: int) -> None:
+    for name in ("_quantized_keys", "_quantized_values"):
+        states, scale = getattr(layer, name)
+        if moves is not None:
+            _move(states.view(torch.uint8), moves)
+        setattr(layer, name, (states[:, :, :end], scale))
+    layer.cumulative_length = end
 
 
 def _move(states: torch.Tensor, moves: Moves) -> None:

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..tree import DraftTree
 from .masks import TreeMasks
+from .step_inputs import StepInputs
 
 
 _LOCK = threading.Lock()
@@ -100,6 +101,7 @@ def forward_tree(
     cache: Cache,
     masks: TreeMasks,
     call: Callable[..., CausalLMOutputWithPast] | None = None,
+    step_inputs: StepInputs | None = None,
     **kwargs: Any,
 ) -> CausalLMOutputWithPast:
     """
@@ -113,8 +115,11 @@ def forward_tree(
         cache ([`~transformers.Cache`]): Grows by `num_nodes` columns.
         masks ([`TreeMasks`]): Makes the mask.
         call (`Callable`, *optional*): The target's forward, if it has been compiled.
+        step_inputs ([`StepInputs`], *optional*): What plain `generate` passes to every forward besides.
         kwargs: Further arguments of the target's forward.
     """
+    if step_inputs is not None:
+        kwargs |= step_inputs.for_nodes(tree.num_nodes)
     with tree_attention(model) as additive_dtype:
         if kwargs.get("output_attentions"):  # some sdpa models compute these with the eager formula
             additive_dtype = model.dtype
@@ -136,12 +141,15 @@ def forward_chain(
     root_position: torch.Tensor,
     attention_mask: torch.Tensor | None,
     cache: Cache,
+    step_inputs: StepInputs | None = None,
     **kwargs: Any,
 ) -> CausalLMOutputWithPast:
     """
     Run a chain, for targets whose attention is causal by construction. Same arguments as [`forward_tree`], but for
     `attention_mask` of shape `(batch_size, past_len + num_nodes)`, which marks padding (`None` without any).
     """
+    if step_inputs is not None:
+        kwargs |= step_inputs.for_nodes(tree.num_nodes)
     if takes_position_ids(model):
         kwargs["position_ids"] = root_position + tree.depths
     if attention_mask is not None:

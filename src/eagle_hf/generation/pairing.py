@@ -5,6 +5,7 @@ from transformers.cache_utils import (
     DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
+    QuantizedLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
@@ -13,14 +14,21 @@ from transformers.utils import logging
 from ..draft_options import DraftOptions
 from ..kv_cache import GrowingLayer
 from ..modeling_eagle import EagleDraftModel
-from ..versions import STATELESS_LAYERS
+from ..versions import FP8_LAYERS, STATELESS_LAYERS
 
 
 logger = logging.get_logger(__name__)
 
 SUPPORTED_LAYERS = (
-    DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, GrowingLayer, StaticLayer, *STATELESS_LAYERS,
+    DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, GrowingLayer, StaticLayer, *FP8_LAYERS,
+    *STATELESS_LAYERS,
 )  # fmt: skip
+
+_QUANTIZED_REASON = (
+    "but this backend rounds many tokens together, as soon as it has gathered enough of them: rejected drafts would be "
+    "among them, and the text would no longer be that of plain `generate`. Use a DynamicCache, a quantised one with "
+    "`cache_config={'backend': 'fp8'}` (from transformers 5.23 on), or generate without `assistant_model`."
+)
 
 
 def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config: GenerationConfig) -> None:
@@ -38,7 +46,9 @@ def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config
             "`use_cache` at its default, or generate without `assistant_model`."
         )
     implementation = generation_config.cache_implementation
-    if implementation not in (None, "dynamic", "static"):
+    if implementation == "quantized" and (generation_config.cache_config or {}).get("backend") != "fp8":
+        raise ValueError(f"Got `cache_implementation='quantized'`, {_QUANTIZED_REASON}")
+    if implementation not in (None, "dynamic", "static", "offloaded", "quantized"):
         raise ValueError(
             f"Got `cache_implementation={implementation!r}`, but drafts are verified with a dynamic or a static cache: "
             "rejected nodes must be removed from it again. Leave `cache_implementation` unset, or generate without "
@@ -119,11 +129,9 @@ def check_cache(cache: Cache | None) -> None:
         )
     if isinstance(cache, EncoderDecoderCache):
         raise ValueError("Got an EncoderDecoderCache, but EAGLE drafts need a decoder-only target.")
-    if getattr(cache, "offloading", False):
-        raise ValueError(
-            "Got an offloaded cache, but draft trees need keys and values on the device. Use a DynamicCache."
-        )
     for layer in cache.layers:
+        if type(layer) not in SUPPORTED_LAYERS and isinstance(layer, QuantizedLayer):
+            raise ValueError(f"Got cache layers of type {type(layer).__name__}, {_QUANTIZED_REASON}")
         if type(layer) not in SUPPORTED_LAYERS:
             kind = f"cache layers of type {type(layer).__name__}"
             if isinstance(layer, StaticSlidingWindowLayer):

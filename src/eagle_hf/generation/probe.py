@@ -1,5 +1,7 @@
 """Finding out by trying whether a target can verify trees, only chains, or nothing. No list of architectures."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -42,7 +44,8 @@ def can_verify_trees(model: PreTrainedModel) -> bool:
     verdicts = _VERDICTS.setdefault(model, {})
     implementation = str(model.config.get_text_config(decoder=True)._attn_implementation)
     if implementation not in verdicts:
-        verdicts[implementation] = _probe(model)
+        with _rope_deltas_kept(model):
+            verdicts[implementation] = _probe(model)
         kind = "trees" if verdicts[implementation] else "chains only"
         logger.info(f"{type(model).__name__} with {implementation} attention verifies {kind}.")
     return verdicts[implementation]
@@ -93,6 +96,17 @@ def _probe(model: PreTrainedModel) -> bool:
     raise ValueError(
         f"{type(model).__name__} cannot verify drafts: {'; '.join(reasons)}. Generate without `assistant_model`."
     )
+
+
+@contextmanager
+def _rope_deltas_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Multimodal targets remember how far an image shifts the positions behind it; some do so in every forward."""
+    kept = [(module, module.rope_deltas) for module in model.modules() if hasattr(module, "rope_deltas")]
+    try:
+        yield
+    finally:
+        for module, deltas in kept:
+            module.rope_deltas = deltas
 
 
 def _prefilled(model: PreTrainedModel, prompt: torch.Tensor) -> DynamicCache:

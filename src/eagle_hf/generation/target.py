@@ -14,7 +14,9 @@ from ..tree import DraftTree
 from .fixed_shapes import compiled_call, plain_capacity
 from .forward import forward_chain, forward_tree
 from .layer_records import KeyLayout, LayerRecords
+from .lent_cache import LentCache, settle
 from .masks import TreeMasks
+from .step_inputs import StepInputs
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Target:
         self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
         self._states: list[torch.Tensor] = []  # hidden states that the draft reads
         self._outputs: CausalLMOutputWithPast | None = None  # of a verification that is to be recorded
-        self._recorded: list[tuple[Any, bool]] = []
+        self._lent: LentCache | None = None
 
     @property
     def has_fixed_shapes(self) -> bool:
@@ -104,18 +106,20 @@ class Target:
             outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
         self._states = self.reader.states(outputs.hidden_states)
+        self._inputs = StepInputs(self.model, input_ids, self.model_kwargs, outputs)
         past_len = int(self.cache.get_seq_length())
         self.lengths = [past_len] * len(outputs.logits)
         mask = self.model_kwargs.get("attention_mask")
         self._prompt_mask = None if mask is None else mask[:, -past_len:].bool()
         positions = self.model_kwargs.get("position_ids")
-        if positions is None:
-            real = mask if mask is not None else torch.ones(1, past_len, dtype=torch.long, device=outputs.logits.device)
-            positions = (real.cumsum(-1) - 1).clamp(min=0)
+        if (
+            positions is None
+        ):  # `forward` does not name them: plain `generate` passes none, and the target counts columns
+            positions = torch.arange(past_len, device=outputs.logits.device)[None]
         self._prompt_positions = positions  # (batch_size or 1, len), or (3, batch_size, len) for multimodal rotary
         self._root_position = positions[..., -1:] + 1  # (..., batch_size or 1, 1)
         self._masks = TreeMasks(self.model.config.get_text_config(decoder=True), self.cache, self._prompt_mask)
-        self._record_past()
+        self._lent = LentCache(self.cache, self.generation_config.max_length)
         self.layer_records.add_prompt(outputs, past_len)
         return outputs.logits[:, -1:]
 
@@ -186,6 +190,7 @@ class Target:
         self._keep([()] * len(self.lengths))
 
     def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
+        kwargs["step_inputs"] = self._inputs
         if self.is_tree:
             call = self._compiled or self.model
             return forward_tree(
@@ -219,6 +224,7 @@ class Target:
         return self._features(index)
 
     def _keep(self, paths: Sequence[Sequence[int]]) -> None:
+        settle(self.cache)
         if self.is_tree or capacity(self.cache) is not None:
             self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
         else:  # a chain, all rows by the same number of nodes
@@ -231,6 +237,7 @@ class Target:
         states = self._states
         if index is not None:
             rows = torch.arange(len(index), device=index.device)[:, None]
+            states = [s.to(index.device) for s in states]
             states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
         return self.reader.concatenate(states)
 
@@ -245,15 +252,6 @@ class Target:
 
     # ------------------------------------------------------------------ cache
 
-    def _record_past(self) -> None:
-        """
-        Keep sliding layers from cutting their window before the accepted nodes are known. Only after the prefill: until
-        then they would hold the whole prompt.
-        """
-        self._recorded = [(layer, layer.record_past) for layer in self.cache.layers if hasattr(layer, "record_past")]
-        for layer, _ in self._recorded:
-            layer.record_past = True
-
     @property
     def outlives_generate(self) -> bool:
         """Whether anybody sees the cache after this call."""
@@ -267,5 +265,5 @@ class Target:
             align_columns(self.cache, self.lengths)
             if self.outlives_generate:
                 clear_behind(self.cache, max(self.lengths))
-        for layer, recorded in self._recorded:
-            layer.record_past = recorded
+        if self._lent is not None:
+            self._lent.give_back(is_seen=self.outlives_generate)
