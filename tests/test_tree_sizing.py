@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from eagle_hf import tree_sizing
+from eagle_hf import DraftTree, tree_sizing
 from eagle_hf.tree_sizing import FixedSizing, StepCosts, TreeSizing, known_sizing, remember
 
 
@@ -147,3 +147,24 @@ def test_a_call_goes_on_with_what_earlier_ones_learned_and_shares_nothing(monkey
     second.costs.plain_steps.append(99.0)
     assert 99.0 not in first.costs.plain_steps
     assert known_sizing(head, ("elsewhere",)).exponent == 1.0
+
+
+def test_looked_up_nodes_make_a_step_no_plain_one():
+    """Its time must not count as that of a plain step; while plain steps are measured, nothing is looked up."""
+    sizing, tree = TreeSizing(), DraftTree.from_paths(3, [[5, 6, 7]])
+    while not sizing.begin_step():
+        assert sizing.is_measuring
+        sizing.end_step(1.0)
+    sizing.end_step(1.0)
+    measured = list(sizing.costs.plain_steps)
+    sizing._paused = 1
+    assert not sizing.begin_step()
+    assert not sizing.is_measuring
+    sizing.verifies(tree)
+    sizing.end_step(3.0)
+    assert list(sizing.costs.plain_steps) == measured
+    sizing._paused = 1
+    sizing.begin_step()
+    sizing.verifies(DraftTree.root_only(torch.tensor([3])))
+    sizing.end_step(1.0)
+    assert len(sizing.costs.plain_steps) == len(measured) + 1

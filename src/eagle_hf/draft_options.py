@@ -38,6 +38,10 @@ class DraftOptions:
             Nodes below this probability (that of their whole path, as the draft sees it) are left out, so that little
             is drafted where the text is unpredictable. Must be less than 1. For `"dynamic"` and `"chain"`. Above 0 it
             costs a synchronisation per level on a GPU, as does `"auto"`.
+        draft_retrieval (`int`, defaults to 0):
+            Most tokens that are added to a tree by looking them up: where the newest tokens have occurred before, in
+            the prompt or in the text so far, what followed them there. Pays where answers repeat their prompt, as in
+            summaries and edited code. 0 looks nothing up.
         draft_tree_paths (`Sequence[Sequence[int]]`, *optional*):
             `"static"` only: every node as the ranks of the children that lead to it, `[0, 2]` being the third child of
             the first. Defaults to the 25 nodes of EAGLE-1.
@@ -53,6 +57,7 @@ class DraftOptions:
     draft_depth: int = 8
     draft_width: int = 10
     draft_threshold: float = 0.0
+    draft_retrieval: int = 0
     draft_tree_paths: Sequence[Sequence[int]] | None = None
     output_draft_trees: bool = False
 
@@ -63,6 +68,9 @@ class DraftOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        value = self.draft_retrieval
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"`draft_retrieval` must be 0 or a positive integer, got {value!r}.")
         if not isinstance(self.draft_threshold, (int, float)) or not 0 <= self.draft_threshold < 1:
             raise ValueError(f"`draft_threshold` must be a number from 0 to below 1, got {self.draft_threshold!r}.")
         if self.draft_tree_paths is not None:
@@ -87,7 +95,8 @@ class DraftOptions:
     @property
     def max_nodes(self) -> int:
         """Nodes of the largest tree, the root included."""
-        return 1 + (len(self.static_paths) if self.draft_tree == "static" else self.num_assistant_tokens)
+        drafted = len(self.static_paths) if self.draft_tree == "static" else self.num_assistant_tokens
+        return 1 + drafted + self.draft_retrieval
 
     @property
     def max_guesses(self) -> int:

@@ -19,6 +19,7 @@ from .attention import Rotary
 from .draft_network import CompiledDraftNetwork, DraftNetwork
 from .draft_options import DraftOptions
 from .dynamic_tree import grow_dynamic_tree, take
+from .features import FeatureReader
 from .kv_cache import keep_nodes
 from .modeling_eagle import EagleDraftModel
 from .parallel_chain import grow_parallel_chain
@@ -44,6 +45,8 @@ class Drafter:
         max_length (`int`, *optional*): Tokens of the longest text, where it is known.
         sizing ([`TreeSizing`], *optional*): For trees of `"auto"` size: what is known about their worth.
     """
+
+    PROMPT_CHUNK = 1024  # rows of a prompt that are read at once, which bounds masks and activations
 
     def __init__(
         self,
@@ -80,30 +83,50 @@ class Drafter:
 
     @torch.inference_mode()
     def read_prompt(
-        self, features: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
+        self,
+        features: torch.Tensor | Sequence[torch.Tensor],
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
     ) -> None:
         """
-        Learn the features of the prompt.
+        Learn the features of the prompt, chunk by chunk: nothing grows with the square of its length.
 
         Args:
-            features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * target_hidden_size)`): Features.
+            features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * target_hidden_size)`):
+                Features. Or a sequence of the hidden states that they are made of, each of shape `(batch_size, seq_len,
+                target_hidden_size)`, which are then concatenated for one chunk at a time.
             tokens (`torch.LongTensor` of shape `(batch_size, seq_len)`): The token that follows each of them.
             positions (`torch.LongTensor` of shape `(batch_size, seq_len)`): Positions of the features.
             mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): `False` where the prompt is padding.
         """
+        states = [features] if isinstance(features, torch.Tensor) else features
         batch_size, seq_len = tokens.shape
         # What stands for an image may be no token of the vocabulary: the target has its own embedding there.
         tokens = tokens.clamp(0, self.draft.config.vocab_size - 1)
         self._prompt_mask = mask
-        attention_mask = None
-        if mask is not None:
-            causal = torch.ones(seq_len, seq_len, dtype=torch.bool, device=tokens.device).tril()
-            itself = torch.eye(seq_len, dtype=torch.bool, device=tokens.device)  # keeps padding rows from being NaN
-            attention_mask = (causal & mask[:, None] | itself)[:, None]
-        hidden = self._step(features, tokens, self._rotary.at(positions), attention_mask)
-        self._lengths = [seq_len] * batch_size
+        cos, sin = self._rotary.at(positions)  # at once: some types depend on the longest position
+        for start in range(0, seq_len, self.PROMPT_CHUNK):
+            end = min(start + self.PROMPT_CHUNK, seq_len)
+            hidden = self._step(
+                FeatureReader.concatenate([state[:, start:end] for state in states]),
+                tokens[:, start:end],
+                (cos[:, :, start:end], sin[:, :, start:end]),
+                self._prompt_chunk_mask(start, end, mask),
+            )
+            self._lengths = [end] * batch_size
         self._root_positions = (positions[:, -1] + 1).tolist()
         self._last_hidden = hidden[:, -1:]
+
+    def _prompt_chunk_mask(self, start: int, end: int, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """What rows `start` to `end` of the prompt see of the rows before `end`: all of them that are no padding."""
+        if mask is None and start == 0:
+            return None
+        causal = torch.ones(end - start, end, dtype=torch.bool, device=self.draft.device).tril(start)
+        if mask is None:
+            return causal[None, None]
+        itself = causal.triu(start)  # keeps padding rows from being NaN
+        return (causal & mask[:, None, :end] | itself)[:, None]
 
     @torch.inference_mode()
     def read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:

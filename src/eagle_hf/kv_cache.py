@@ -75,6 +75,8 @@ class GrowingLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the states of shape `(batch_size, heads, new_len, head_dim)`; returns all keys and values."""
+        if torch.compiler.is_compiling():  # a target compiled by the user: addresses of memory cannot be traced
+            return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
@@ -146,6 +148,8 @@ def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[in
     # Layers without states of their own (shared keys and values, MLP only) have nothing to keep.
     layers = [layer for layer in cache.layers if getattr(layer, "is_initialized", False)]
     moves = Moves.make(lengths, paths, start, layers[0].keys.device)
+    if moves is None and end == start + num_nodes and not any(layer.is_sliding for layer in layers):
+        return new_lengths  # everything stays where it is
     for layer in layers:
         if isinstance(layer, DynamicSlidingWindowLayer):
             _keep_sliding(layer, lengths, paths, num_nodes)

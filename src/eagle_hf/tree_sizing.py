@@ -26,9 +26,12 @@ import statistics
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
+
+from .tree import DraftTree
 
 
 # What a step did besides verifying the root: whether the head learned, whether it drafted, levels, nodes drafted.
@@ -45,6 +48,7 @@ class FixedSizing:
     """
 
     threshold: float = 0.0
+    is_measuring: ClassVar[bool] = False
 
     def begin_step(self) -> bool:
         """Drafts in every step."""
@@ -54,6 +58,9 @@ class FixedSizing:
         """Learns nothing."""
 
     def drafted(self, scores: torch.Tensor, levels: int) -> None:
+        """Learns nothing."""
+
+    def verifies(self, tree: DraftTree) -> None:
         """Learns nothing."""
 
     @property
@@ -136,6 +143,7 @@ class TreeSizing:
     _spread: float = 0.0  # how far from that single steps were
     _pause: int = 2  # steps of the next pause
     _paused: int = 0  # steps of this pause still to come
+    is_measuring: bool = False  # whether the step has to be a plain one, so that its time is known
     _started: float = 0.0
     _parts: Parts | None = None
     _is_first: bool = True  # of a text
@@ -149,7 +157,8 @@ class TreeSizing:
         self._started = time.perf_counter()
         self._parts, self._expected = (0, 0, 0, 0), 0.0
         # Plain steps are measured anew in every text, as they take longer in longer ones.
-        if self._is_first or len(self.costs.plain_steps) < self._FIRST_PLAIN_STEPS:
+        self.is_measuring = self._is_first or len(self.costs.plain_steps) < self._FIRST_PLAIN_STEPS
+        if self.is_measuring:
             self._is_first = False
             return False
         if self._paused:
@@ -198,6 +207,13 @@ class TreeSizing:
         if nodes:
             self._parts = (1, 1, levels, nodes)
             self._expected = float(torch.exp(scores[:, 1:].float() * self.exponent).sum()) / len(scores)
+
+    def verifies(self, tree: DraftTree) -> None:
+        """Note nodes of this step's tree that were not drafted but looked up."""
+        if self._parts is not None and tree.num_nodes - 1 > self._parts[3]:
+            retrieved = tree.scores[:, self._parts[3] + 1 :]
+            self._expected += float(retrieved.exp().sum()) / len(retrieved)
+            self._parts = (*self._parts[:3], tree.num_nodes - 1)
 
     def end_step(self, tokens: float) -> None:
         """Learn from the step: it took until now, and added `tokens` tokens to a row on average."""

@@ -17,9 +17,7 @@ SECONDS = float(os.environ.get("EAGLE_HF_FUZZ_SECONDS", "0"))
 IN_SMALL = 40  # examples
 
 
-def check(rng):
-    call = draw_call(rng)
-    tree = draw_tree(rng)
+def check(call, tree):
     (outcome,) = run_call(call, [tree])
     assert not outcome.mismatch or outcome.is_near_tie, (outcome, call, tree)
 
@@ -30,7 +28,7 @@ QUIET = settings(deadline=None, database=None, suppress_health_check=list(Health
 @settings(QUIET, max_examples=IN_SMALL, derandomize=True, phases=[Phase.generate, Phase.shrink])
 @given(st.randoms(use_true_random=False))
 def test_no_combination_of_options_changes_the_result(rng):
-    check(rng)
+    check(draw_call(rng), draw_tree(rng))
 
 
 @pytest.mark.skipif(not SECONDS, reason="`make fuzz` sets EAGLE_HF_FUZZ_SECONDS")
@@ -41,8 +39,9 @@ def test_for_minutes(capsys):
     @given(st.randoms(use_true_random=False))
     def search(rng):
         nonlocal examples
+        call, tree = draw_call(rng), draw_tree(rng)  # also when time is up: Hypothesis wants the same draws again
         if time.time() < end:
-            check(rng)
+            check(call, tree)
             examples += 1
 
     while time.time() < end:

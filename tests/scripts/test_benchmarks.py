@@ -48,7 +48,7 @@ def test_lossless_counts_every_case(tmp_path):
 
 def test_profile_names_every_part_of_a_step():
     printed = run("profile_step", "--repeats", 1)
-    for part in ("draft", "verify", "walk", "cache", "learn", "step"):
+    for part in ("draft", "tree", "verify", "walk", "cache", "rest", "step"):
         assert printed.count(f"\n{part}") == 2
 
 

@@ -123,7 +123,8 @@ def forward_tree(
     with tree_attention(model) as additive_dtype:
         if kwargs.get("output_attentions"):  # some sdpa models compute these with the eager formula
             additive_dtype = model.dtype
-        mask = masks.make(tree, lengths, additive_dtype)
+        is_plain = tree.num_nodes == 1 and min(lengths) == max(lengths) and masks.sees_all
+        mask = None if is_plain else masks.make(tree, lengths, additive_dtype)
         return (call or model)(
             input_ids=tree.tokens,
             position_ids=root_position + tree.depths,

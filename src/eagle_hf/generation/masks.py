@@ -42,6 +42,12 @@ class TreeMasks:
         layers = [self.cache.layers[self.layer_of_type[kind]] for kind in kinds[:num_layers]]
         return [layer.sliding_window if layer.is_sliding else None for layer in layers]
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether a root sees all that its cache holds, so that it needs no mask: no padding, no windows."""
+        sliding = any(self.cache.layers[index].is_sliding for index in self.layer_of_type.values())
+        return self.prompt_mask is None and not sliding
+
     def make(
         self, tree: DraftTree, lengths: list[int], additive_dtype: torch.dtype | None
     ) -> torch.Tensor | dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from ..draft_options import DraftOptions
 from ..kv_cache import GrowingLayer
 from ..modeling_eagle import EagleDraftModel
 from ..versions import FP8_LAYERS, STATELESS_LAYERS
+from .devices import input_device
 
 
 logger = logging.get_logger(__name__)
@@ -39,6 +40,11 @@ def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config
         `ValueError`: if the draft does not fit the target, or the target or an option cannot work with draft trees.
     """
     check_pair(model, draft)
+    if input_device(model).type == "meta":
+        raise ValueError(
+            f"The weights of {type(model).__name__} are on the meta device, which holds shapes but no numbers. Load them "
+            "with `from_pretrained`; what `device_map` offloads to the CPU or the disk may stay there."
+        )
     DraftOptions.from_generation_config(draft.generation_config)
     if generation_config.use_cache is False:
         raise ValueError(
@@ -149,8 +155,7 @@ def align_draft(model: PreTrainedModel, draft: EagleDraftModel) -> None:
     Raises:
         `ValueError`: if the user put it on another device than the target's embedding.
     """
-    embedding_weight = model.get_input_embeddings().weight
-    device = embedding_weight.device if embedding_weight.device.type != "meta" else model.device
+    device = input_device(model)
     dtype = draft.dtype if draft.has_explicit_dtype else model.dtype
     if dtype != draft.dtype or (device != draft.device and not draft.has_explicit_device):
         logger.info(f"Moving the draft from {draft.dtype} on {draft.device} to {dtype} on {device}, as its target.")

@@ -9,6 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from ..tree import DraftTree
+from .devices import input_device
 from .forward import forward_chain, forward_tree
 from .masks import TreeMasks
 
@@ -44,7 +45,7 @@ def can_verify_trees(model: PreTrainedModel) -> bool:
     verdicts = _VERDICTS.setdefault(model, {})
     implementation = str(model.config.get_text_config(decoder=True)._attn_implementation)
     if implementation not in verdicts:
-        with _rope_deltas_kept(model):
+        with _call_set_aside(model):
             verdicts[implementation] = _probe(model)
         kind = "trees" if verdicts[implementation] else "chains only"
         logger.info(f"{type(model).__name__} with {implementation} attention verifies {kind}.")
@@ -53,7 +54,7 @@ def can_verify_trees(model: PreTrainedModel) -> bool:
 
 def _probe(model: PreTrainedModel) -> bool:
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     tokens = (torch.arange(9, device=device) * 7 + 3) % vocab_size
     prompt, nodes = tokens[None, :4], tokens[4:].tolist()
     tree = DraftTree(
@@ -99,14 +100,25 @@ def _probe(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def _rope_deltas_kept(model: PreTrainedModel) -> Iterator[None]:
-    """Multimodal targets remember how far an image shifts the positions behind it; some do so in every forward."""
-    kept = [(module, module.rope_deltas) for module in model.modules() if hasattr(module, "rope_deltas")]
+def _call_set_aside(model: PreTrainedModel) -> Iterator[None]:
+    """
+    Keep what belongs to the call of `generate` that probes, and not to the target, apart from the probe: how far an
+    image shifts the positions behind it, which multimodal targets remember, and which of PEFT's adapters is for which
+    row, which hooks know.
+    """
+    deltas = [(module, module.rope_deltas) for module in model.modules() if hasattr(module, "rope_deltas")]
+    hooks = [(module._forward_pre_hooks, dict(module._forward_pre_hooks)) for module in model.modules()]
+    for current, _ in hooks:
+        for key in [key for key, hook in current.items() if "adapter_names" in getattr(hook, "keywords", ())]:
+            del current[key]
     try:
         yield
     finally:
-        for module, deltas in kept:
-            module.rope_deltas = deltas
+        for current, before in hooks:
+            current.clear()
+            current.update(before)
+        for module, value in deltas:
+            module.rope_deltas = value
 
 
 def _prefilled(model: PreTrainedModel, prompt: torch.Tensor) -> DynamicCache:

@@ -25,16 +25,21 @@ class PromptFeatures:
     What the draft learns from the prompt.
 
     Args:
-        features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * hidden_size)`):
-            Features of the last `seq_len` prompt columns, those that the prefill computed and whose next token is
-            known.
+        states (`list[torch.Tensor]`, each of shape `(batch_size, seq_len, hidden_size)`):
+            Hidden states that the draft reads, as the target returned them, without a copy: the last `seq_len` prompt
+            columns, those that the prefill computed and whose next token is known.
         positions (`torch.LongTensor` of shape `(batch_size, seq_len)`): Their positions.
         mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): `False` at padding; `None` without any.
     """
 
-    features: torch.Tensor
+    states: list[torch.Tensor]
     positions: torch.Tensor
     mask: torch.Tensor | None
+
+    @property
+    def seq_len(self) -> int:
+        """Columns of the prompt whose features are known."""
+        return self.positions.shape[1]
 
 
 class Target:
@@ -134,11 +139,11 @@ class Target:
         Args:
             num_known_tokens (`int`): Prompt tokens whose ids are known; 0 where the prompt was given as embeddings.
         """
-        features = self._features()
-        seq_len = min(features.shape[1], max(num_known_tokens, 1))
+        states, self._states = self._states, []  # nothing but the draft needs them, and they are long
+        seq_len = min(states[0].shape[1], max(num_known_tokens, 1))
         positions = self._text_positions(self._prompt_positions)[:, -seq_len:].expand(len(self.lengths), -1)
         mask = None if self._prompt_mask is None else self._prompt_mask[:, -seq_len:]
-        return PromptFeatures(features[:, -seq_len:], positions, mask)
+        return PromptFeatures([state[:, -seq_len:] for state in states], positions, mask)
 
     # ------------------------------------------------------------------ steps
 
@@ -232,13 +237,11 @@ class Target:
             self.lengths = [length + len(paths[0]) for length in self.lengths]
         self._num_nodes = 0
 
-    def _features(self, index: torch.Tensor | None = None) -> torch.Tensor:
-        """The captured hidden states, concatenated; only columns `index` of shape `(batch_size, k)` where given."""
-        states = self._states
-        if index is not None:
-            rows = torch.arange(len(index), device=index.device)[:, None]
-            states = [s.to(index.device) for s in states]
-            states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
+    def _features(self, index: torch.Tensor) -> torch.Tensor:
+        """The captured hidden states at columns `index` of shape `(batch_size, k)`, concatenated."""
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        states = [s.to(index.device) for s in self._states]
+        states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
         return self.reader.concatenate(states)
 
     def _key_layouts(self, attentions: Sequence[torch.Tensor | None] | None) -> list[KeyLayout]:
