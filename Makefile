@@ -7,8 +7,9 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest test-version test-versions test-app notebooks reference docs bench bench-loading \
-	bench-tasks bench-training bench-retrieval bench-long bench-batches soak profile sweep lint format types ci clean help
+.PHONY: demo test test-oldest test-version test-versions test-app lossless fuzz notebooks reference docs bench \
+	bench-loading bench-tasks bench-training bench-retrieval bench-long bench-batches soak profile sweep lint format \
+	types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +62,12 @@ notebooks: $(VENV)/.ready ## Run the notebooks and keep what they print
 
 bench: $(VENV)/.ready ## Measure step cost and speedup on this machine
 	$(BIN)/python benchmarks/speed.py
+
+lossless: $(VENV)/.ready ## Compare 10,000 random calls with plain generate
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/lossless.py
+
+fuzz: $(VENV)/.ready ## Let Hypothesis look for a call that differs from plain generate, for ten minutes
+	HF_HUB_OFFLINE=1 EAGLE_HF_FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/generation/test_fuzz.py -k minutes
 
 # The task sets to measure on: those that travel with the repository, or a folder of full ones.
 TASKS ?= benchmarks/tasks

@@ -24,6 +24,7 @@ from .pairing import check_cache
 from .probe import can_verify_trees
 from .selection import Records, make_selector
 from .sequences import Sequences
+from .sharded_weights import whole
 from .target import Target
 
 
@@ -38,6 +39,7 @@ def eagle_decoding(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     draft: EagleDraftModel,
+    synced_gpus: bool = False,
     streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
 ) -> EagleGenerateOutput | torch.Tensor:
@@ -59,6 +61,8 @@ def eagle_decoding(
         model ([`~transformers.PreTrainedModel`]): The target.
         input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs:
             As `generate` prepares them for its decoding methods.
+        synced_gpus (`bool`): Whether every rank runs as many forwards of the target as the slowest one, which targets
+            with weights spread over ranks need (DeepSpeed ZeRO-3, FSDP).
         draft ([`EagleDraftModel`]): The draft head.
 
     Returns:
@@ -80,6 +84,8 @@ def eagle_decoding(
         model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree, options.max_nodes
     )
     embed_tokens, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
+    if synced_gpus:  # ranks draft on their own, without waiting for the others
+        embed_tokens, lm_head = whole(embed_tokens), whole(lm_head)
     situation = (id(model), str(model.device), model.dtype, len(input_ids), generation_config.do_sample)
     sizing = known_sizing(draft, situation) if options.draft_tree == "auto" else None
     drafter = Drafter(draft, options, embed_tokens, lm_head, *target.compiling(), sizing)
@@ -98,7 +104,10 @@ def eagle_decoding(
             following = sequences.ids[:, -prompt.seq_len :]
             drafter.read_prompt(prompt.states, following, prompt.positions, prompt.mask)
             del prompt  # a long prompt has long states
-        while not sequences.done:
+        while model._has_unfinished_sequences(sequences.done, synced_gpus, device=input_ids.device):
+            if sequences.done:  # but other ranks are not
+                target.idle(sequences.newest())
+                continue
             open_rows, max_depth = sequences.open_rows(), target.clamp_depth(sequences.max_draft_depth())
             tree = drafter.grow(sequences.newest(), max_depth)
             if retrieval is not None and not drafter.sizing.is_measuring:
@@ -116,6 +125,8 @@ def eagle_decoding(
         if target.outlives_generate and (late := selector.rows_without_last_token()):
             target.verify(DraftTree.root_only(sequences.newest()))
             target.keep([[0] if row in late else [] for row in range(sequences.batch_size)])
+        elif synced_gpus:  # another rank may have such rows
+            target.idle(sequences.newest())
     finally:
         target.release()
     selector.finish()
@@ -130,6 +141,8 @@ def eagle_decoding(
         sequences=sequences.ids.clone(),
         scores=records.scores,
         logits=records.logits,
+        attentions=target.layer_records.attentions,
+        hidden_states=target.layer_records.hidden_states,
         past_key_values=target.cache,
         acceptance_lengths=history.acceptance_lengths,
         target_forwards=target.num_forwards,

@@ -1,6 +1,7 @@
 """One forward of the target over draft nodes, and how its attention is told what each node sees."""
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,10 @@ from .masks import TreeMasks
 from .step_inputs import StepInputs
 
 
+_LOCK = threading.Lock()
+_REPLACED: dict[int, tuple[str, int]] = {}  # by id of the config: the implementation to restore, and threads inside
+
+
 @contextmanager
 def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
     """
@@ -29,17 +34,26 @@ def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
         `torch.dtype` or `None`: The dtype for masks that are added to the scores; `None` for boolean ones.
     """
     config = model.config.get_text_config(decoder=True)
-    implementation = config._attn_implementation
     on_cpu = model.device.type == "cpu"
-    if "flash" in str(implementation):
-        config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"
-    elif implementation == "sdpa" and on_cpu:
-        config._attn_implementation = GROUPED_SDPA
+    with _LOCK:
+        # Other threads may be in a tree forward of this target, too: the first one in changes, the last one restores.
+        implementation, users = _REPLACED.get(id(config), (config._attn_implementation, 0))
+        _REPLACED[id(config)] = (implementation, users + 1)
+        if "flash" in str(implementation):
+            config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"
+        elif implementation == "sdpa" and on_cpu:
+            config._attn_implementation = GROUPED_SDPA
+        replacement = config._attn_implementation
     try:
         # Adding a mask is what sdpa does on a CPU anyway, after converting a boolean one in every layer.
-        yield None if config._attn_implementation == "sdpa" and not on_cpu else model.dtype
+        yield None if replacement == "sdpa" and not on_cpu else model.dtype
     finally:
-        config._attn_implementation = implementation
+        with _LOCK:
+            users = _REPLACED.pop(id(config))[1] - 1
+            if users:
+                _REPLACED[id(config)] = (implementation, users)
+            else:
+                config._attn_implementation = implementation
 
 
 GROUPED_SDPA = "eagle_hf_grouped_sdpa"
@@ -107,6 +121,8 @@ def forward_tree(
     if step_inputs is not None:
         kwargs |= step_inputs.for_nodes(tree.num_nodes)
     with tree_attention(model) as additive_dtype:
+        if kwargs.get("output_attentions"):  # some sdpa models compute these with the eager formula
+            additive_dtype = model.dtype
         is_plain = tree.num_nodes == 1 and min(lengths) == max(lengths) and masks.sees_all
         mask = None if is_plain else masks.make(tree, lengths, additive_dtype)
         return (call or model)(

@@ -60,12 +60,6 @@ def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config
             "rejected nodes must be removed from it again. Leave `cache_implementation` unset, or generate without "
             "`assistant_model`."
         )
-    for name in ("output_attentions", "output_hidden_states"):
-        if getattr(generation_config, name):
-            raise ValueError(
-                f"Got `{name}=True`, which is not available together with an EAGLE draft: one forward covers a whole "
-                "tree. Generate without `assistant_model` to get them."
-            )
 
 
 def check_pair(model: PreTrainedModel, draft: EagleDraftModel) -> None:

@@ -11,8 +11,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..features import FeatureReader
 from ..kv_cache import align_columns, capacity, clear_behind, keep_nodes
 from ..tree import DraftTree
-from .fixed_shapes import compiled_call
+from .fixed_shapes import compiled_call, plain_capacity
 from .forward import forward_chain, forward_tree
+from .layer_records import KeyLayout, LayerRecords
 from .lent_cache import LentCache, settle
 from .masks import TreeMasks
 from .step_inputs import StepInputs
@@ -67,6 +68,7 @@ class Target:
         self.reader = reader
         self.is_tree = is_tree
         self.cache: Cache = model_kwargs["past_key_values"]
+        self.layer_records = LayerRecords(generation_config, plain_capacity(self.cache))
         self._compiled = (
             compiled_call(model, model_kwargs, generation_config) if is_tree and not reader.has_hook else None
         )
@@ -75,6 +77,7 @@ class Target:
         self.lengths: list[int] = []  # committed columns of the cache, per row
         self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
         self._states: list[torch.Tensor] = []  # hidden states that the draft reads
+        self._outputs: CausalLMOutputWithPast | None = None  # of a verification that is to be recorded
         self._lent: LentCache | None = None
 
     @property
@@ -103,7 +106,7 @@ class Target:
         Returns:
             `torch.Tensor` of shape `(batch_size, 1, vocab_size)`: Logits after the last prompt token.
         """
-        kwargs = {**self.model_kwargs, "output_hidden_states": self.reader.output_hidden_states}
+        kwargs = {**self.model_kwargs, **self._output_options()}
         with self.reader:
             outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
@@ -121,7 +124,12 @@ class Target:
         self._root_position = positions[..., -1:] + 1  # (..., batch_size or 1, 1)
         self._masks = TreeMasks(self.model.config.get_text_config(decoder=True), self.cache, self._prompt_mask)
         self._lent = LentCache(self.cache, self.generation_config.max_length)
+        self.layer_records.add_prompt(outputs, past_len)
         return outputs.logits[:, -1:]
+
+    def _output_options(self) -> dict[str, Any]:
+        options = {"output_hidden_states": self.layer_records.wants_hidden_states or self.reader.output_hidden_states}
+        return options | ({"output_attentions": True} if self.layer_records.wants_attentions else {})
 
     def prompt_features(self, num_known_tokens: int) -> PromptFeatures:
         """
@@ -164,13 +172,26 @@ class Target:
             tree = tree.padded(min(self.max_nodes, cast(int, capacity(self.cache)) - max(self.lengths)))
         self._num_nodes = tree.num_nodes
         with self.reader:
-            outputs = self._forward(tree, output_hidden_states=self.reader.output_hidden_states)
+            outputs = self._forward(tree, **self._output_options())
         self.num_forwards += 1
         self._states = self.reader.states(outputs.hidden_states)
+        self._outputs = outputs if self.layer_records.is_wanted else None
         if self.has_fixed_shapes:  # CUDA graphs write the outputs of every replay to the same place
             self._states = [states.clone() for states in self._states]
             return outputs.logits[:, :num_nodes].clone()
         return outputs.logits
+
+    def idle(self, newest: torch.Tensor) -> None:
+        """
+        Run a forward that changes nothing, for other ranks that wait for this one in theirs.
+
+        Args:
+            newest (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
+        """
+        tree = DraftTree.root_only(newest)
+        self._num_nodes = tree.num_nodes
+        self._forward(tree)
+        self._keep([()] * len(self.lengths))
 
     def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
         kwargs["step_inputs"] = self._inputs
@@ -196,6 +217,9 @@ class Target:
             `torch.Tensor` of shape `(batch_size, longest, num_features * hidden_size)`: Features of the accepted nodes;
             rows with shorter paths are filled with those of the root.
         """
+        if self._outputs is not None:
+            self.layer_records.add(self._outputs, self.lengths, paths, self._key_layouts(self._outputs.attentions))
+            self._outputs = None
         self._keep(paths)
         longest = max(map(len, paths))
         device = self._root_position.device
@@ -218,6 +242,11 @@ class Target:
         states = [s.to(index.device) for s in self._states]
         states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
         return self.reader.concatenate(states)
+
+    def _key_layouts(self, attentions: Sequence[torch.Tensor | None] | None) -> list[KeyLayout]:
+        windows = self._masks.windows(len(attentions or ()))
+        slots = [0 if weights is None else weights.shape[-1] - self._num_nodes for weights in attentions or ()]
+        return [KeyLayout(window, num_slots) for window, num_slots in zip(windows, slots, strict=True)]
 
     @staticmethod
     def _text_positions(positions: torch.Tensor) -> torch.Tensor:
