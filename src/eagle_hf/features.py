@@ -77,9 +77,17 @@ class FeatureReader:
             hidden_states (`tuple` of `torch.Tensor`, *optional*): What the last forward returned under this name.
         """
         is_hooked = self._last_layer is not None
-        return [
+        states = [
             self._last_output if is_hooked and i == self._last else (hidden_states or ())[i] for i in self.layer_ids
         ]
+        for layer_id, state in zip(self.layer_ids, states, strict=True):
+            if state.dim() != 3:
+                raise ValueError(
+                    f"The draft reads the target's hidden state {layer_id}, which has the shape {tuple(state.shape)} "
+                    "instead of (batch_size, seq_len, hidden_size): this target keeps several streams there, which no "
+                    "head reads. If its last hidden state is a single one, a head with `feature_layer_ids=[-1]` works."
+                )
+        return states
 
     @staticmethod
     def concatenate(states: list[torch.Tensor]) -> torch.Tensor:

@@ -16,6 +16,7 @@ from ..drafting import Drafter
 from ..features import FeatureReader
 from ..modeling_eagle import EagleDraftModel
 from ..tree import DraftTree
+from .forward import cache_argument
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
 from .probe import can_verify_trees
@@ -60,12 +61,12 @@ def eagle_decoding(
     Returns:
         [`EagleGenerateOutput`] or `torch.LongTensor` of shape `(batch_size, length)`
     """
-    check_cache(model_kwargs.get("past_key_values"))
+    check_cache(model_kwargs.get(cache_argument(model)))
     is_tree = can_verify_trees(model)
     options = DraftOptions.from_generation_config(draft.generation_config)
     if not is_tree and options.draft_tree != "chain":
         logger.warning_once(
-            f"{type(model).__name__} verifies chains only, as its attention takes no mask per node: the draft proposes "
+            f"{type(model).__name__} verifies chains only, as its layers take no mask per node: the draft proposes "
             "chains. `draft.generation_config.draft_tree = 'chain'` says so without this warning."
         )
         options = options.as_chain()
@@ -98,6 +99,7 @@ def eagle_decoding(
         if target.outlives_generate and (late := selector.rows_without_last_token()):
             target.verify(DraftTree.root_only(sequences.newest()))
             target.keep([[0] if row in late else [] for row in range(sequences.batch_size)])
+        target.catch_up()
     finally:
         target.release()
     selector.finish()

@@ -73,6 +73,11 @@ AttentionInterface.register(GROUPED_SDPA, grouped_sdpa_attention)
 AttentionMaskInterface.register(GROUPED_SDPA, sdpa_mask)
 
 
+def cache_argument(model: PreTrainedModel) -> str:
+    """The name under which the target's forward takes its cache."""
+    return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 def takes_position_ids(model: PreTrainedModel) -> bool:
     """Whether the target accepts explicit positions; others count the columns of the cache."""
     return "position_ids" in inspect.signature(model.forward).parameters
@@ -128,4 +133,5 @@ def forward_chain(
         kwargs["position_ids"] = root_position + tree.depths
     if attention_mask is not None:
         kwargs["attention_mask"] = attention_mask
-    return model(input_ids=tree.tokens, past_key_values=cache, use_cache=True, return_dict=True, **kwargs)
+    kwargs[cache_argument(model)] = cache
+    return model(input_ids=tree.tokens, use_cache=True, return_dict=True, **kwargs)

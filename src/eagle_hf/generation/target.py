@@ -11,8 +11,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..features import FeatureReader
 from ..kv_cache import align_columns, keep_nodes
 from ..tree import DraftTree
-from .forward import forward_chain, forward_tree
+from .forward import cache_argument, forward_chain, forward_tree
 from .masks import TreeMasks
+from .recurrent import DeferredReplay, filled_length, has_recurrent_state
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Target:
         self.model_kwargs = model_kwargs
         self.reader = reader
         self.is_tree = is_tree
-        self.cache: Cache = model_kwargs["past_key_values"]
+        self.cache: Cache = model_kwargs[cache_argument(model)]
+        self.replay: DeferredReplay | None = None  # of targets with a recurrent state
         self.num_forwards = 0
         self.lengths: list[int] = []  # committed columns of the cache, per row
         self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
@@ -80,7 +82,7 @@ class Target:
             outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
         self._states = self.reader.states(outputs.hidden_states)
-        past_len = int(self.cache.get_seq_length())
+        past_len = filled_length(self.cache, self._states[0].shape[1])
         self.lengths = [past_len] * len(outputs.logits)
         mask = self.model_kwargs.get("attention_mask")
         self._prompt_mask = None if mask is None else mask[:, -past_len:].bool()
@@ -91,7 +93,11 @@ class Target:
         self._prompt_positions = positions  # (batch_size or 1, len), or (3, batch_size, len) for multimodal rotary
         self._root_position = positions[..., -1:] + 1  # (..., batch_size or 1, 1)
         self._masks = TreeMasks(self.model.config.get_text_config(decoder=True), self.cache, self._prompt_mask)
-        self._record_past()
+        if has_recurrent_state(self.cache):
+            pad_token = self.generation_config._pad_token_tensor
+            self.replay = DeferredReplay(self.model, self.cache, pad_token=0 if pad_token is None else int(pad_token))
+        else:
+            self._record_past()
         return outputs.logits[:, -1:]
 
     def prompt_features(self, num_known_tokens: int) -> PromptFeatures:
@@ -114,6 +120,8 @@ class Target:
         No deeper than the target has positions: learned position embeddings end at `max_position_embeddings`. Beyond
         it, steps are plain ones.
         """
+        if self.replay is not None:
+            depth = self.replay.clamp_depth(depth)
         config = self.model.config.get_text_config(decoder=True)
         max_positions = getattr(config, "max_position_embeddings", None)
         return depth if not max_positions else min(depth, max(max_positions - 1 - max(self.lengths), 0))
@@ -129,17 +137,32 @@ class Target:
         with self.reader:
             outputs = self._forward(tree, output_hidden_states=self.reader.output_hidden_states)
         self.num_forwards += 1
-        self._states = self.reader.states(outputs.hidden_states)
-        return outputs.logits
+        self._states = [state[:, -tree.num_nodes :] for state in self.reader.states(outputs.hidden_states)]
+        return outputs.logits[:, -tree.num_nodes :]
 
     def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
         if self.is_tree:
             return forward_tree(self.model, tree, self._root_position, self.lengths, self.cache, self._masks, **kwargs)
+        if self.replay is None:
+            return self._forward_chain(tree, 0, **kwargs)
+        with self.replay.as_single_steps():
+            return self._forward_chain(self.replay.begin(tree), self.replay.num_pending, **kwargs)
+
+    def _forward_chain(self, chain: DraftTree, num_pending: int, **kwargs: Any) -> CausalLMOutputWithPast:
+        """Run a chain that begins with `num_pending` committed tokens."""
         mask = self._prompt_mask
         if mask is not None:
-            new_len = self.lengths[0] + tree.num_nodes - mask.shape[1]
+            new_len = self.lengths[0] - num_pending + chain.num_nodes - mask.shape[1]
             mask = torch.cat([mask, mask.new_ones(len(mask), new_len)], dim=1).long()
-        return forward_chain(self.model, tree, self._root_position, mask, self.cache, **kwargs)
+        return forward_chain(self.model, chain, self._root_position - num_pending, mask, self.cache, **kwargs)
+
+    def catch_up(self) -> None:
+        """Let a recurrent state that outlives this call read what it still lacks."""
+        if self.replay is not None and self.replay.num_pending and self.outlives_generate:
+            with self.replay.as_single_steps():
+                self._forward_chain(self.replay.replay(), self.replay.num_pending)
+            self.num_forwards += 1
+            self.replay.caught_up()
 
     def keep(self, paths: Sequence[Sequence[int]]) -> torch.Tensor:
         """
@@ -163,7 +186,10 @@ class Target:
         if self.is_tree:
             self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
         else:  # a chain, all rows by the same number of nodes
-            self.cache.crop(len(paths[0]) - self._num_nodes)
+            if self.replay is not None:
+                self.replay.end(paths)
+            else:
+                self.cache.crop(len(paths[0]) - self._num_nodes)
             self.lengths = [length + len(paths[0]) for length in self.lengths]
         self._num_nodes = 0
 
@@ -199,6 +225,8 @@ class Target:
         """Hand the cache back as plain `generate` leaves it."""
         if self._num_nodes:  # an exception came between verification and acceptance
             self._keep([()] * len(self.lengths))
+        if self.replay is not None:  # an exception may have come while tokens were read again
+            self.replay.undo()
         if self.is_tree and self.lengths:
             align_columns(self.cache, self.lengths)
         for layer, recorded in self._recorded:
