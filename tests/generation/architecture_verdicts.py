@@ -24,7 +24,7 @@ PROMPTS["attention_mask"] = (PROMPTS["input_ids"] != 0).long()
 
 
 # Targets with several streams of hidden states: a draft can read the last one, where they have come together.
-SEVERAL_STREAMS = {"gemma3n_text", "hy_v4"}
+SEVERAL_STREAMS = {"gemma3n_text", "hy_v4", "qwen4_exp_text"}
 
 
 def fitting_draft(target: PreTrainedModel) -> EagleDraftModel:

@@ -79,7 +79,9 @@ def eagle_decoding(
 
     try:
         logits = target.prefill(input_ids)
-        selector = make_selector(sequences, logits_processor, generation_config, records, logits, is_tree)
+        selector = make_selector(
+            sequences, logits_processor, generation_config, records, logits, target.rows_may_run_ahead
+        )
         selector.select(DraftTree.root_only(input_ids.new_zeros(len(input_ids))), logits)
         if not sequences.done:
             prompt = target.prompt_features(input_ids.shape[1])

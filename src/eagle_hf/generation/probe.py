@@ -105,7 +105,7 @@ def _probe(model: PreTrainedModel) -> bool:
 def _plain(model: PreTrainedModel, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     """Logits of an ordinary forward, with the positions that `generate` passes."""
     if takes_position_ids(model):
-        kwargs["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        kwargs["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     return model(tokens, **kwargs).logits
 
 
@@ -145,8 +145,10 @@ def _chain_logits(model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Ten
     """
     cache = _prefilled(model, prompt)
     start = torch.tensor([[prompt.shape[1]]], device=prompt.device)
-    first, second = (DraftTree.from_paths(root, [rest], device=prompt.device) for root, *rest in paths.tolist())
-    second_after_root = DraftTree.from_paths(second.tokens[0, 1].item(), [second.tokens[0, 2:].tolist()], prompt.device)
+    first, second, second_after_root = (
+        DraftTree.from_paths(root, [rest], device=prompt.device)
+        for root, *rest in (*paths.tolist(), paths[1, 1:].tolist())
+    )
     if not has_recurrent_state(cache):
         first_logits = forward_chain(model, first, start, None, cache).logits[0]
         cache.crop(-2)

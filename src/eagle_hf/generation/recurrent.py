@@ -89,6 +89,8 @@ class _Snapshot:
         layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
         if getattr(layer, "indexer_keys", None) is not None:
             layer.indexer_keys = layer.indexer_keys[:, :length]
+        if getattr(layer, "indexer_position_ids", None) is not None:
+            layer.indexer_position_ids = layer.indexer_position_ids[..., :length]
 
 
 class DeferredReplay:
@@ -157,7 +159,7 @@ class DeferredReplay:
 
     def replay(self) -> DraftTree:
         """The waiting tokens alone."""
-        return self._chain(self.pending)
+        return self._chain(self._read[:, :0] if self.pending is None else self.pending)
 
     def _chain(self, tokens: torch.Tensor) -> DraftTree:
         self._read = tokens

@@ -11,9 +11,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..features import FeatureReader
 from ..kv_cache import align_columns, keep_nodes
 from ..tree import DraftTree
-from .forward import cache_argument, forward_chain, forward_tree
+from .forward import cache_argument, forward_chain, forward_tree, takes_position_ids
 from .masks import TreeMasks
 from .recurrent import DeferredReplay, filled_length, has_recurrent_state
+from .rotary_switch import RotarySwitch
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class Target:
         self.is_tree = is_tree
         self.cache: Cache = model_kwargs[cache_argument(model)]
         self.replay: DeferredReplay | None = None  # of targets with a recurrent state
+        self.rotary_switch: RotarySwitch | None = None
+        self._ids = torch.empty(0)  # (batch_size, length): the text, where a rotary switch lies ahead
+        self._tree_tokens = torch.empty(0)
         self.num_forwards = 0
         self.lengths: list[int] = []  # committed columns of the cache, per row
         self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
@@ -82,16 +86,23 @@ class Target:
             outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
         self._states = self.reader.states(outputs.hidden_states)
+        # Phi-3 leaves the cache it was given empty, and makes one of its own, where a prompt is beyond its switch.
+        self.cache = getattr(outputs, cache_argument(self.model), None) or self.cache
         past_len = filled_length(self.cache, self._states[0].shape[1])
         self.lengths = [past_len] * len(outputs.logits)
         mask = self.model_kwargs.get("attention_mask")
         self._prompt_mask = None if mask is None else mask[:, -past_len:].bool()
         positions = self.model_kwargs.get("position_ids")
-        if positions is None:
+        if not takes_position_ids(self.model):  # then the model counts columns, padding or not
+            positions = torch.arange(past_len, device=outputs.logits.device)[None]
+        elif positions is None:
             real = mask if mask is not None else torch.ones(1, past_len, dtype=torch.long, device=outputs.logits.device)
             positions = (real.cumsum(-1) - 1).clamp(min=0)
         self._prompt_positions = positions  # (batch_size or 1, len), or (3, batch_size, len) for multimodal rotary
         self._root_position = positions[..., -1:] + 1  # (..., batch_size or 1, 1)
+        config, max_length = self.model.config.get_text_config(decoder=True), self.generation_config.max_length
+        self.rotary_switch = RotarySwitch.on_the_way(config, past_len, max_length)
+        self._ids = input_ids
         self._masks = TreeMasks(self.model.config.get_text_config(decoder=True), self.cache, self._prompt_mask)
         if has_recurrent_state(self.cache):
             pad_token = self.generation_config._pad_token_tensor
@@ -122,6 +133,8 @@ class Target:
         """
         if self.replay is not None:
             depth = self.replay.clamp_depth(depth)
+        if self.rotary_switch is not None:
+            depth = self.rotary_switch.clamp_depth(depth, *self._root_place())
         config = self.model.config.get_text_config(decoder=True)
         max_positions = getattr(config, "max_position_embeddings", None)
         return depth if not max_positions else min(depth, max(max_positions - 1 - max(self.lengths), 0))
@@ -133,7 +146,7 @@ class Target:
         Returns:
             `torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`: Logits after every node.
         """
-        self._num_nodes = tree.num_nodes
+        self._num_nodes, self._tree_tokens = tree.num_nodes, tree.tokens
         with self.reader:
             outputs = self._forward(tree, output_hidden_states=self.reader.output_hidden_states)
         self.num_forwards += 1
@@ -141,12 +154,51 @@ class Target:
         return outputs.logits[:, -tree.num_nodes :]
 
     def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
+        if self.rotary_switch is not None and self.rotary_switch.is_plain_step(*self._root_place()):
+            return self._plain_step(tree.tokens, **kwargs)
         if self.is_tree:
             return forward_tree(self.model, tree, self._root_position, self.lengths, self.cache, self._masks, **kwargs)
         if self.replay is None:
             return self._forward_chain(tree, 0, **kwargs)
         with self.replay.as_single_steps():
             return self._forward_chain(self.replay.begin(tree), self.replay.num_pending, **kwargs)
+
+    def _root_place(self) -> tuple[int, int]:
+        """Column and largest position of the roots, for targets whose rows keep in step."""
+        return max(self.lengths), int(self._root_position.max())
+
+    @property
+    def rows_may_run_ahead(self) -> bool:
+        """Whether rows may have different lengths for a while; not where the longest decides the rotation of all."""
+        return self.is_tree and self.rotary_switch is None
+
+    def _plain_step(self, tokens: torch.Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
+        """
+        A step of plain `generate`, which lets the target prepare it. It may start a new cache (Phi-3 at its switch).
+
+        Args:
+            tokens (`torch.LongTensor` of shape `(batch_size, 1)`): The newest tokens.
+        """
+        ids = torch.cat([self._ids, tokens], dim=1)
+        mask, positions = self._prompt_mask, self._root_position
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(mask), self.lengths[0] + 1 - mask.shape[1])], dim=1).long()
+        num_new = self.lengths[0] + 1 - self._prompt_positions.shape[-1]
+        new = positions - torch.arange(num_new - 1, -1, -1, device=positions.device)  # (..., batch_size or 1, num_new)
+        prepared = self.model.prepare_inputs_for_generation(
+            ids,
+            next_sequence_length=1,
+            is_first_iteration=False,
+            past_key_values=self.cache,
+            attention_mask=mask,
+            position_ids=torch.cat([self._prompt_positions.expand(*new.shape[:-1], -1), new], dim=-1),
+            use_cache=True,
+        )
+        outputs = self.model(**prepared, return_dict=True, **kwargs)
+        if outputs.past_key_values is not self.cache:
+            self.cache = self._masks.cache = outputs.past_key_values
+            self._record_past()
+        return outputs
 
     def _forward_chain(self, chain: DraftTree, num_pending: int, **kwargs: Any) -> CausalLMOutputWithPast:
         """Run a chain that begins with `num_pending` committed tokens."""
@@ -175,6 +227,9 @@ class Target:
             `torch.Tensor` of shape `(batch_size, longest, num_features * hidden_size)`: Features of the accepted nodes;
             rows with shorter paths are filled with those of the root.
         """
+        if self.rotary_switch is not None:
+            tokens = [self._tree_tokens[row, path] for row, path in enumerate(paths)]
+            self._ids = torch.cat([self._ids, torch.stack(tokens)], dim=1)
         self._keep(paths)
         longest = max(map(len, paths))
         device = self._root_position.device
@@ -212,7 +267,7 @@ class Target:
         Keep sliding layers from cutting their window before the accepted nodes are known. Only after the prefill: until
         then they would hold the whole prompt.
         """
-        self._recorded = [(layer, layer.record_past) for layer in self.cache.layers if hasattr(layer, "record_past")]
+        self._recorded += [(layer, layer.record_past) for layer in self.cache.layers if hasattr(layer, "record_past")]
         for layer, _ in self._recorded:
             layer.record_past = True
 
