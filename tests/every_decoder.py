@@ -41,7 +41,8 @@ _SMALL: dict[str, Any] = {
     "dense_intermediate_size": 48, "first_k_dense_replace": 1, "num_dense_layers": 1, "zero_expert_num": 2,
     # latent attention and indexers
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
-    "index_head_dim": 16, "index_n_heads": 2, "index_topk": 64, "o_lora_rank": 8, "o_groups": 2,
+    "index_head_dim": 16, "index_n_heads": 16, "index_topk": 8,  # fewer than the tokens
+    "o_lora_rank": 8, "o_groups": 2,
     # recurrent layers
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
     "linear_head_dim": 8, "linear_num_heads": 4, "mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8,

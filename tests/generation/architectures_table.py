@@ -49,7 +49,7 @@ def row(model_type: str) -> tuple[str, str]:
     try:
         target = tiny_decoder(model_type)
     except NotBuiltError as error:
-        return NOT_TRIED, str(error)
+        return NOT_TRIED, str(error).partition(" (")[0]
     verifies, reason = verdict(target)
     return verifies, short(reason) if verifies == REFUSED else remark_on(target)
 

@@ -32,7 +32,7 @@ def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
     on_cpu = model.device.type == "cpu"
     if "flash" in str(implementation):
         config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"
-    elif implementation == "sdpa" and on_cpu:
+    elif implementation == "sdpa" and on_cpu and _ORDINARY_LAYERS.issuperset(getattr(config, "layer_types", None) or ()):
         config._attn_implementation = GROUPED_SDPA
     try:
         # Adding a mask is what sdpa does on a CPU anyway, after converting a boolean one in every layer.
@@ -42,6 +42,8 @@ def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
 
 
 GROUPED_SDPA = "eagle_hf_grouped_sdpa"
+# Other layers, such as sparse ones with an indexer (DeepSeek-V3.2), ask for the name of the implementation.
+_ORDINARY_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def grouped_sdpa_attention(
