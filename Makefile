@@ -7,7 +7,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test architectures test-oldest bench bench-loading bench-training profile sweep lint format types ci clean help
+.PHONY: demo test architectures test-oldest test-app notebooks reference docs bench bench-loading bench-tasks bench-training bench-retrieval \
+	bench-long bench-batches soak profile sweep lint format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,11 +37,45 @@ test-oldest: ## Run the tests with the oldest supported transformers, in an envi
 	.venv-oldest/bin/python -m pip install --quiet "transformers==$$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml).*"
 	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest -n $(WORKERS) tests
 
+test-app: $(VENV)/.ready ## Test the page of `eagle-hf app` in a headless browser (needs chromium)
+	$(INSTALL) --editable ".[demo]" playwright
+	$(BIN)/python -m pytest tests/cli/test_app.py
+
+reference: $(VENV)/.ready ## Write docs/reference.md from the docstrings
+	$(BIN)/python scripts/reference.py
+
+docs: reference ## Build the documentation as pages to browse, in build/site
+	$(INSTALL) --editable ".[docs]"
+	$(BIN)/mkdocs build
+
+notebooks: $(VENV)/.ready ## Run the notebooks and keep what they print
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/notebooks.py
+
 bench: $(VENV)/.ready ## Measure step cost and speedup on this machine
 	$(BIN)/python benchmarks/speed.py
 
+# The task sets to measure on: those that travel with the repository, or a folder of full ones.
+TASKS ?= benchmarks/tasks
+TASKS_OUTPUT ?= runs/bench-tasks
+
+bench-tasks: $(VENV)/.ready ## Measure the demo pair on six task sets at temperature 0 and 1
+	$(BIN)/eagle-hf bench --target hub_cards/demo-llama-7m --draft hub_cards/EAGLE3-demo-llama-7m --tasks $(TASKS) \
+		--temperatures 0 1 --baselines plain prompt_lookup --max_new_tokens 128 --threads 2 --output $(TASKS_OUTPUT)
+
 bench-loading: $(VENV)/.ready ## Measure time and memory of loading a head of 0.4 GB
 	$(BIN)/python benchmarks/loading.py
+
+bench-retrieval: $(VENV)/.ready ## Measure retrieved branches on summaries and edited code
+	$(BIN)/python benchmarks/retrieval.py
+
+bench-long: $(VENV)/.ready ## Measure a step against the length of the context
+	$(BIN)/python benchmarks/context_growth.py
+
+bench-batches: $(VENV)/.ready ## Measure batches of 1 to 16 with and without the draft
+	$(BIN)/python benchmarks/batches.py --parts
+
+soak: $(VENV)/.ready ## Generate a million tokens and check that memory stays flat
+	$(BIN)/python benchmarks/soak.py
 
 profile: $(VENV)/.ready ## Print time and operators of the parts of a step
 	$(BIN)/python benchmarks/profile_step.py

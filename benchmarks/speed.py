@@ -5,46 +5,32 @@
 (b) Speedup on the demo pair, greedy, on prompts that were not trained on; the tokens are checked to be equal.
 (c) The same, sampled at temperature 1 with equal seeds.
 
-Everything runs in one process; plain and drafted generations alternate, and medians of the ratios of neighbouring runs
-are reported, since clocks drift. The result is printed and, with `--json`, written with versions and hardware.
+Everything runs in one process; plain and drafted generations alternate, since clocks drift, and medians over the
+repeats are reported. (b) and (c) are measured by `eagle_hf.benchmark`. The result is printed, and written with
+`--json`, with versions and hardware.
 """
 
 import argparse
 import json
-import platform
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-import eagle_hf
 from eagle_hf import DraftOptions, EagleDraftModel
+from eagle_hf.benchmark import BenchmarkSettings, load_tasks, run_benchmark
+from eagle_hf.benchmark.acceptance import summarize_lengths
+from eagle_hf.benchmark.averages import ALL, spread
+from eagle_hf.benchmark.environment import cpu_name, hardware, versions  # noqa: F401 (other scripts take it from here)
+from eagle_hf.benchmark.timing import timed
 
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden"
 TREES = {"59 nodes, depth 8, width 10": (59, 8, 10), "15 nodes, depth 5, width 4": (15, 5, 4)}
-
-
-def timed(target: Any, ids: torch.Tensor, draft: Any = None, seed: int = 0, **options: Any) -> tuple[float, Any]:
-    torch.manual_seed(seed)
-    start = time.perf_counter()
-    output = target.generate(
-        ids, attention_mask=torch.ones_like(ids), assistant_model=draft, return_dict_in_generate=True, **options
-    )
-    return time.perf_counter() - start, output
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4)
-    return {"median": round(median, 3), "first_quartile": round(low, 3), "third_quartile": round(high, 3)}
 
 
 def golden_pair() -> tuple[Any, EagleDraftModel, torch.Tensor]:
@@ -97,64 +83,39 @@ def step_cost(repeats: int, new_tokens: int = 192) -> dict[str, Any]:
 
 def acceptance(lengths: list[int]) -> dict[str, Any]:
     """Tokens per verification, and in how many verifications at least `d` drafted tokens were accepted."""
-    steps = len(lengths)
-    return {
-        "mean_acceptance_length": round(sum(lengths) / steps, 3),
-        "accepted_at_depth": [
-            round(sum(length > depth for length in lengths) / steps, 3) for depth in range(1, max(lengths))
-        ],
-    }
+    summary = summarize_lengths([lengths])
+    return {"mean_acceptance_length": summary["tau"], "accepted_at_depth": summary["accepted_at_depth"]}
 
 
-def cpu_name() -> str:
-    """What the machine calls its processor."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def speedup(prompts: list[dict[str, str]], repeats: int, new_tokens: int, **sampling: Any) -> dict[str, Any]:
+def speedups(prompts: Path, repeats: int, new_tokens: int) -> dict[str, Any]:
     """(b) and (c)"""
-    target, draft, tokenizer = demo_pair()
-    options = {"max_new_tokens": new_tokens, **sampling}
-    encoded = [encode(tokenizer, prompt["prompt"]) for prompt in prompts]
-    for assistant in (None, draft):
-        timed(target, encoded[0], assistant, **options)
-    speedups, rates, equal = [], [], True
-    lengths: dict[str, list[int]] = {prompt["domain"]: [] for prompt in prompts}
-    domain_speedups: dict[str, list[float]] = {domain: [] for domain in lengths}
-    for repeat in range(repeats):
-        totals, tokens = [0.0, 0.0], 0
-        domain_totals = {domain: [0.0, 0.0] for domain in lengths}
-        for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-            plain_seconds, plain = timed(target, ids, seed=number, **options)
-            eagle_seconds, eagle = timed(target, ids, draft, seed=number, **options)
-            equal &= torch.equal(plain.sequences, eagle.sequences)
-            totals[0] += plain_seconds
-            totals[1] += eagle_seconds
-            for i, seconds in enumerate((plain_seconds, eagle_seconds)):
-                domain_totals[prompt["domain"]][i] += seconds
-            tokens += plain.sequences.shape[1] - ids.shape[1]
-            if repeat == 0:
-                lengths[prompt["domain"]] += eagle.acceptance_lengths[0]
-        speedups.append(totals[0] / totals[1])
-        for domain, (plain_total, eagle_total) in domain_totals.items():
-            domain_speedups[domain].append(plain_total / eagle_total)
-        rates.append((tokens / totals[0], tokens / totals[1]))
-    if not equal:
+    settings = BenchmarkSettings(max_new_tokens=new_tokens, repeats=repeats, metrics=False)
+    result = run_benchmark(*demo_pair(), load_tasks(prompts), settings)
+    rows = {(row["task"], row["temperature"], row["method"]): row for row in result["rows"]}
+    tasks = list(dict.fromkeys(row["task"] for row in result["rows"]))
+    everything = ALL if ALL in tasks else tasks[0]
+    if any(row["texts_that_differ"] for row in rows.values()):
         raise SystemExit("tokens differ from plain generate: no speedup is reported")
+
+    def figures(task: str, temperature: float) -> dict[str, Any]:
+        row = rows[task, temperature, "eagle"]
+        return {
+            "speedup": row["speedup"],
+            "mean_acceptance_length": row["tau"],
+            "accepted_at_depth": row["accepted_at_depth"],
+        }
+
     return {
-        "prompts": len(prompts),
-        "new_tokens": tokens,
-        "tokens_equal": equal,
-        "speedup": spread(speedups),
-        "plain_tokens_per_second": spread([rate[0] for rate in rates]),
-        "eagle_tokens_per_second": spread([rate[1] for rate in rates]),
-        **acceptance(sum(lengths.values(), [])),
-        "domains": {
-            domain: {"speedup": spread(domain_speedups[domain])} | acceptance(lengths[domain]) for domain in lengths
-        },
+        name: {
+            "prompts": rows[everything, temperature, "plain"]["prompts"],
+            "new_tokens": rows[everything, temperature, "plain"]["new_tokens"],
+            "tokens_equal": True,
+            "plain_tokens_per_second": rows[everything, temperature, "plain"]["tokens_per_second"],
+            "eagle_tokens_per_second": rows[everything, temperature, "eagle"]["tokens_per_second"],
+            **figures(everything, temperature),
+            "domains": {task: figures(task, temperature) for task in tasks if task != ALL},
+        }
+        for name, temperature in (("demo_greedy", 0.0), ("demo_sampled", 1.0))
     }
 
 
@@ -171,19 +132,12 @@ def main() -> None:
 
     result = {
         "command": " ".join(["python", *sys.argv]),
-        "versions": {
-            "eagle_hf": eagle_hf.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "hardware": f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {args.threads} threads",
+        "versions": versions(),
+        "hardware": hardware(torch.device("cpu")),
         "dtype": "float32",
         "step_cost": step_cost(args.repeats),
+        **speedups(args.prompts, args.repeats, args.new_tokens),
     }
-    prompts = [json.loads(line) for line in args.prompts.read_text().splitlines()]
-    result["demo_greedy"] = speedup(prompts, args.repeats, args.new_tokens, do_sample=False)
-    result["demo_sampled"] = speedup(prompts, args.repeats, args.new_tokens, do_sample=True, temperature=1.0, top_k=0)
     text = json.dumps(result, indent=2)
     print(text)
     if args.json is not None:

@@ -1,19 +1,17 @@
 """Which draft tree is fastest for a pair on this machine: `make sweep`.
 
-Every tree generates for every prompt, greedily; trees alternate in one process with plain `generate`, and medians of
-the ratios are printed. The default pair is the demo's, and its prompts are those of `make bench`.
+The trees take turns with plain `generate` on every prompt, greedily by default, and medians are printed. The pair is
+the demo's, and its prompts are those of `make bench`. For any other pair: `eagle-hf bench --trees`.
 """
 
 import argparse
-import json
-import statistics
 from pathlib import Path
 
 import torch
-from speed import ROOT, demo_pair, encode, timed
+from speed import ROOT, demo_pair
 from transformers.utils import logging
 
-from eagle_hf import DraftOptions
+from eagle_hf.benchmark import BenchmarkSettings, load_tasks, make_methods, run_benchmark
 
 
 TREES = ((4, 4, 1), (6, 5, 2), (8, 5, 3), (12, 6, 3), (16, 6, 4), (20, 7, 4), (24, 8, 4), (32, 8, 5), (40, 8, 6))
@@ -30,34 +28,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     target, draft, tokenizer = demo_pair()
-    prompts = [encode(tokenizer, json.loads(line)["prompt"]) for line in args.prompts.read_text().splitlines()]
-    options = {"max_new_tokens": args.new_tokens, "do_sample": args.temperature > 0}
-    if args.temperature > 0:
-        options |= {"temperature": args.temperature, "top_k": 0}
-
-    speedups: dict[tuple[int, int, int], list[float]] = {tree: [] for tree in TREES}
-    lengths: dict[tuple[int, int, int], list[int]] = {tree: [] for tree in TREES}
-    for ids in prompts[:2]:
-        timed(target, ids, **options)
-        timed(target, ids, draft, **options)
-    for _ in range(args.repeats):
-        seconds = dict.fromkeys((None, *TREES), 0.0)
-        for ids in prompts:
-            for tree in seconds:
-                if tree is not None:
-                    nodes, depth, width = tree
-                    shape = DraftOptions(num_assistant_tokens=nodes, draft_depth=depth, draft_width=width)
-                    draft.generation_config = shape.to_generation_config()
-                time, output = timed(target, ids, None if tree is None else draft, **options)
-                seconds[tree] += time
-                if tree is not None:
-                    lengths[tree] += output.acceptance_lengths[0]
-        for tree in TREES:
-            speedups[tree].append(seconds[None] / seconds[tree])
+    settings = BenchmarkSettings((args.temperature,), args.new_tokens, args.repeats, metrics=False)
+    methods = make_methods(draft, trees=TREES)
+    result = run_benchmark(target, draft, tokenizer, load_tasks(args.prompts), settings, methods)
+    rows = {row["method"]: row for row in result["rows"]}  # the last rows are those over all prompts
     print(f"{'nodes':>5} {'depth':>5} {'width':>5} {'tokens per verification':>24} {'speedup':>8}")
-    for tree in TREES:
-        tokens = sum(lengths[tree]) / len(lengths[tree])
-        print("{:>5} {:>5} {:>5}".format(*tree), f"{tokens:>24.2f} {statistics.median(speedups[tree]):>8.2f}")
+    for method in methods:
+        if method.tree is not None:
+            row = rows[method.name]
+            print("{:>5} {:>5} {:>5}".format(*method.tree), f"{row['tau']:>24.2f} {row['speedup']['median']:>8.2f}")
 
 
 if __name__ == "__main__":

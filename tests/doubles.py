@@ -51,8 +51,9 @@ class ScriptedDrafter:
         self.num_forwards = 0
         self.is_stopped = False
 
-    def read_prompt(self, features: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, mask) -> None:
-        assert features.shape[:2] == tokens.shape == positions.shape
+    def read_prompt(self, states: list[torch.Tensor], tokens: torch.Tensor, positions: torch.Tensor, mask) -> None:
+        assert all(state.shape[:2] == tokens.shape for state in states)
+        assert tokens.shape == positions.shape
         assert tokens[:, -1].tolist() == [row[0] for row in self.truth]
 
     def read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:

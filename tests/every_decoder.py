@@ -67,6 +67,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "falcon": {"multi_query": True, "alibi": False, "new_decoder_architecture": False},
+    "glm_moe_dsa": {"index_topk": 64},  # beyond its budget, see docs/architectures.md
     "gpt_neo": {"attention_types": [[["global", "local"], NUM_LAYERS // 2]]},
     "granitemoehybrid": {"layer_types": _HALF},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},

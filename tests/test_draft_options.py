@@ -27,7 +27,8 @@ def test_fields_that_are_not_set_keep_their_defaults():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"draft_tree": "binary"}, "must be one of dynamic, static, chain, got 'binary'"),
+        ({"draft_retrieval": -1}, "must be 0 or a positive integer, got -1"),
+        ({"draft_tree": "binary"}, "must be one of dynamic, auto, static, chain, got 'binary'"),
         ({"num_assistant_tokens": 0}, "`num_assistant_tokens` must be a positive integer, got 0"),
         ({"draft_depth": 2.5}, "`draft_depth` must be a positive integer, got 2.5"),
         ({"draft_width": True}, "`draft_width` must be a positive integer"),

@@ -110,9 +110,9 @@ def test_growing_leaves_the_cache_of_true_features_as_it_was(golden_target, name
     width = drafter.draft.config.num_features * 64
     torch.manual_seed(0)
     drafter.read_prompt(torch.randn(1, 5, width), torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
-    before = drafter._cache.layers[0].keys.clone()
+    before = drafter.network.cache.layers[0].keys.clone()
     first = drafter.grow(torch.tensor([3]), 100)
-    assert torch.equal(drafter._cache.layers[0].keys, before)
+    assert torch.equal(drafter.network.cache.layers[0].keys, before)
     assert tree_tuple(drafter.grow(torch.tensor([3]), 100)) == tree_tuple(first)
 
 
@@ -180,6 +180,48 @@ def test_ragged_rows_draft_as_if_they_were_alone(golden_target, name, kind):
             torch.testing.assert_close(tree.scores[row], single.scores[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 4])
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(golden_target, monkeypatch, chunk, is_padded, window):
+    """As one tensor or as separate hidden states; the tree and the cache are the same to rounding."""
+    draft = golden_draft("A_eagle3")
+    draft.config.sliding_window = window
+    draft.layers[0].has_window = window is not None
+    torch.manual_seed(0)
+    features, tokens = torch.randn(2, 10, 192), torch.randint(0, 320, (2, 10))
+    mask = torch.ones(2, 10, dtype=torch.bool)
+    if is_padded:
+        mask[1, :5] = False
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    drafters, caches, seen = [], [], []
+    step = draft.step
+
+    def spy(hidden, embeds, rotary, attention_mask, cache, *args, **kwargs):
+        seen.append((attention_mask, cache))
+        return step(hidden, embeds, rotary, attention_mask, cache, *args, **kwargs)
+
+    monkeypatch.setattr(draft, "step", spy)
+    for size in (chunk, 1024):
+        monkeypatch.setattr(Drafter, "PROMPT_CHUNK", size)
+        drafter = make_drafter(draft, golden_target, num_assistant_tokens=9, draft_width=3)
+        states = features.split(64, dim=-1) if size == chunk else features
+        drafter.read_prompt(states, tokens, positions, mask if is_padded else None)
+        if size == chunk:
+            assert max(1 if m is None else m.shape[2] for m, _ in seen) <= chunk
+        drafters.append(drafter)
+        caches.append(seen[-1][1])
+    chunked, whole = drafters
+    assert chunked.num_forwards == -(-10 // chunk)
+    torch.testing.assert_close(chunked._last_hidden, whole._last_hidden, atol=1e-4, rtol=1e-4)
+    real = mask[:, None, :, None]
+    for name in ("keys", "values"):
+        got, expected = (getattr(cache.layers[0], name) * real for cache in caches)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    roots = torch.tensor([3, 4])
+    assert tree_tuple(chunked.grow(roots, 100)) == tree_tuple(whole.grow(roots, 100))
+
+
 def test_depth_is_limited_to_what_can_be_used(golden_target):
     for kind in ("dynamic", "static", "chain"):
         drafter = make_drafter(golden_draft("A_eagle3"), golden_target, draft_tree=kind)
@@ -215,3 +257,28 @@ def test_heads_with_length_dependent_rotary_embeddings_can_be_used(golden_target
     ours = golden_target.generate(prompt, max_new_tokens=20, do_sample=False, assistant_model=draft)
     assert torch.equal(plain, ours)
     draft.rotary_emb.inv_freq.clone().requires_grad_()  # no inference tensor was left behind
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_reading_late_and_all_at_once_changes_no_tree(golden_target, batch):
+    draft = golden_draft("A_eagle3")
+    generator = torch.Generator().manual_seed(0)
+    width = draft.config.num_features * 64
+    prompt, ids = torch.randn(batch, 5, width, generator=generator), torch.randint(0, 320, (batch, 5))
+    parts = []
+    for new_len in (3, 1, 2):
+        counts = [new_len] if batch == 1 else [new_len, 1, max(new_len - 1, 1)]
+        parts.append(
+            (torch.randn(batch, new_len, width, generator=generator), torch.randint(0, 320, (batch, new_len)), counts)
+        )
+    trees = []
+    for is_late in (False, True):
+        drafter = make_drafter(draft, golden_target, num_assistant_tokens=12, draft_width=4, draft_depth=4)
+        drafter.read_prompt(prompt, ids, torch.arange(5).expand(batch, -1), None)
+        for part in parts:
+            drafter.read_accepted(*part)
+            if not is_late:
+                tree = drafter.grow(torch.arange(batch), 100)
+        trees.append(drafter.grow(torch.arange(batch), 100) if is_late else tree)
+    assert torch.equal(trees[0].tokens, trees[1].tokens)
+    torch.testing.assert_close(trees[0].scores, trees[1].scores, atol=1e-4, rtol=1e-4)

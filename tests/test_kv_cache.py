@@ -155,3 +155,42 @@ def test_layers_without_states_are_skipped(length):
     cache.update(states(tokens), states(tokens), 1)
     assert keep_nodes(cache, [2 + length - length], [[0]], 3) == [3]
     assert cache.layers[1].keys.shape[2] == 3
+
+
+class TestAdoptedLayers:
+    def filled(self, length=5):
+        layer = DynamicLayer()
+        layer.update(states(torch.arange(length)[None]), -states(torch.arange(length)[None]))
+        return layer
+
+    def test_grow_without_copying_and_hold_the_same(self):
+        layer, plain = self.filled(), self.filled()
+        GrowingLayer.adopt(layer, max_length=40)
+        addresses = set()
+        for token in range(5, 40):
+            new = states(torch.tensor([[token]]))
+            for each in (layer, plain):
+                each.update(new, -new)
+            addresses.add(layer.keys.data_ptr())
+            assert torch.equal(layer.keys, plain.keys)
+            assert torch.equal(layer.values, plain.values)
+        assert len(addresses) == 1
+        assert layer._buffers[0].shape[-2] <= 40 + 64
+
+    def test_have_room_for_what_is_longer_than_was_said(self):
+        layer = self.filled()
+        GrowingLayer.adopt(layer, max_length=6)
+        new = states(torch.arange(100)[None])
+        layer.update(new, -new)
+        assert layer.keys.shape[-2] == 105
+
+    @pytest.mark.parametrize("copy", [True, False])
+    def test_are_plain_again_when_released(self, copy):
+        layer = self.filled()
+        GrowingLayer.adopt(layer, max_length=None)
+        layer.update(states(torch.tensor([[7]])), states(torch.tensor([[8]])))
+        GrowingLayer.release(layer, copy=copy)
+        assert type(layer) is DynamicLayer
+        assert set(vars(layer)) == set(vars(self.filled()))
+        assert torch.equal(layer.keys, states(torch.tensor([[0, 1, 2, 3, 4, 7]])))
+        assert (layer.keys.untyped_storage().nbytes() == layer.keys.numel() * 4) is copy

@@ -63,6 +63,7 @@ def test_drafting_keeps_to_the_window(counts):
     positions = torch.arange(9)[None].expand(len(counts), -1)
     drafter.read_prompt(features[:, :9], tokens[:, :9], positions, None)
     drafter.read_accepted(features[:, 9:], tokens[:, 9:], counts)
+    drafter.grow(tokens[:, -1], max_depth=1)
     for row, count in enumerate(counts):
         one = slice(row, row + 1)
         expected = outputs(draft, target, features[one, : 9 + count], tokens[one, : 9 + count]).last_hidden_state

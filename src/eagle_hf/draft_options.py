@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from transformers import GenerationConfig
 
 
-TREE_KINDS = ("dynamic", "static", "chain")
+TREE_KINDS = ("dynamic", "auto", "static", "chain")
 
 # The tree of EAGLE-1 for 7B models (`mc_sim_7b_63` in the authors' code): every path is a list of child ranks.
 EAGLE1_TREE_PATHS = (
@@ -25,17 +25,23 @@ class DraftOptions:
 
     Args:
         draft_tree (`str`, defaults to `"dynamic"`):
-            `"dynamic"` grows the most likely nodes first (EAGLE-2, section 4), `"static"` has the same shape in every
-            step (EAGLE-1), `"chain"` drafts one token after the other.
+            `"dynamic"` grows the most likely nodes first (EAGLE-2, section 4). `"auto"` does so as far as it pays by
+            the times measured while generating, and drafts nothing where it does not (docs/tree.md). `"static"` has the
+            same shape in every step (EAGLE-1), `"chain"` drafts one token after the other.
         num_assistant_tokens (`int`, defaults to 59):
             Nodes drafted per step, the root excluded (the authors' `total_token - 1`). Not used by `"static"`.
         draft_depth (`int`, defaults to 8): Most drafted tokens on a path (the authors' `depth + 1`).
         draft_width (`int`, defaults to 10):
-            Children per expanded node, and nodes expanded per level (the authors' `top_k`). `"dynamic"` only.
+            Children per expanded node, and nodes expanded per level (the authors' `top_k`). For `"dynamic"` and
+            `"auto"`; for the latter, these three are bounds.
         draft_threshold (`float`, defaults to 0.0):
             Nodes below this probability (that of their whole path, as the draft sees it) are left out, so that little
-            is drafted where the text is unpredictable. Must be less than 1. Not used by `"static"`. Above 0 it costs a
-            synchronisation per level on a GPU.
+            is drafted where the text is unpredictable. Must be less than 1. For `"dynamic"` and `"chain"`. Above 0 it
+            costs a synchronisation per level on a GPU, as does `"auto"`.
+        draft_retrieval (`int`, defaults to 0):
+            Most tokens that are added to a tree by looking them up: where the newest tokens have occurred before, in
+            the prompt or in the text so far, what followed them there. Pays where answers repeat their prompt, as in
+            summaries and edited code. 0 looks nothing up.
         draft_tree_paths (`Sequence[Sequence[int]]`, *optional*):
             `"static"` only: every node as the ranks of the children that lead to it, `[0, 2]` being the third child of
             the first. Defaults to the 25 nodes of EAGLE-1.
@@ -51,6 +57,7 @@ class DraftOptions:
     draft_depth: int = 8
     draft_width: int = 10
     draft_threshold: float = 0.0
+    draft_retrieval: int = 0
     draft_tree_paths: Sequence[Sequence[int]] | None = None
     output_draft_trees: bool = False
 
@@ -61,6 +68,9 @@ class DraftOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        value = self.draft_retrieval
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"`draft_retrieval` must be 0 or a positive integer, got {value!r}.")
         if not isinstance(self.draft_threshold, (int, float)) or not 0 <= self.draft_threshold < 1:
             raise ValueError(f"`draft_threshold` must be a number from 0 to below 1, got {self.draft_threshold!r}.")
         if self.draft_tree_paths is not None:
@@ -81,6 +91,19 @@ class DraftOptions:
         """Nodes of the static tree, shallower first, siblings by rank."""
         paths = self.draft_tree_paths if self.draft_tree_paths is not None else EAGLE1_TREE_PATHS
         return sorted({tuple(path) for path in paths}, key=lambda path: (len(path), path))
+
+    @property
+    def max_nodes(self) -> int:
+        """Nodes of the largest tree, the root included."""
+        drafted = len(self.static_paths) if self.draft_tree == "static" else self.num_assistant_tokens
+        return 1 + drafted + self.draft_retrieval
+
+    @property
+    def max_guesses(self) -> int:
+        """Rows that the head computes at most below the root to grow a tree."""
+        if self.draft_tree == "static":
+            return len(self.static_paths)
+        return self.draft_depth * (1 if self.draft_tree == "chain" else self.draft_width)
 
     @classmethod
     def from_generation_config(cls, generation_config: GenerationConfig) -> "DraftOptions":

@@ -13,16 +13,20 @@ cache of the head   (f0,t1) (f1,t2) ... (f[n-1],root) | level 1: K rows | level 
 from collections.abc import Callable, Sequence
 
 import torch
+from transformers import CompileConfig
 
 from .attention import Rotary
+from .draft_network import CompiledDraftNetwork, DraftNetwork
 from .draft_options import DraftOptions
 from .dynamic_tree import grow_dynamic_tree, take
-from .kv_cache import GrowingCache, keep_nodes
+from .features import FeatureReader
+from .kv_cache import keep_nodes
 from .modeling_eagle import EagleDraftModel
 from .parallel_chain import grow_parallel_chain
 from .rotary_table import RotaryTable
 from .static_tree import StaticPlan, grow_static_tree
 from .tree import DraftTree
+from .tree_sizing import FixedSizing, TreeSizing
 
 
 class Drafter:
@@ -36,7 +40,13 @@ class Drafter:
         options ([`DraftOptions`]): The shape of the tree.
         embed_tokens (`Callable`): Target token ids to embeddings, used where the head has no embedding of its own.
         lm_head (`Callable`): Hidden states to target logits, used where the head has no `lm_head` of its own.
+        compile_config ([`~transformers.CompileConfig`], *optional*):
+            Compile what runs in every level of a tree. Needs `max_length`.
+        max_length (`int`, *optional*): Tokens of the longest text, where it is known.
+        sizing ([`TreeSizing`], *optional*): For trees of `"auto"` size: what is known about their worth.
     """
+
+    PROMPT_CHUNK = 1024  # rows of a prompt that are read at once, which bounds masks and activations
 
     def __init__(
         self,
@@ -44,16 +54,22 @@ class Drafter:
         options: DraftOptions,
         embed_tokens: Callable[[torch.Tensor], torch.Tensor],
         lm_head: Callable[[torch.Tensor], torch.Tensor],
+        compile_config: CompileConfig | None = None,
+        max_length: int | None = None,
+        sizing: TreeSizing | None = None,
     ):
-        draft.pack_projections()
         self.draft = draft
         self.options = options
-        self.embed_tokens = embed_tokens if draft.embed_tokens is None else draft.embed_tokens
-        self.compute_logits = lm_head if draft.lm_head is None else draft.compute_logits
-        self.num_forwards = 0
+        if compile_config is not None and max_length is not None and CompiledDraftNetwork.supports(draft):
+            columns = -(-(max_length + options.max_guesses) // 64) * 64  # few different sizes, few graphs
+            self.network: DraftNetwork = CompiledDraftNetwork(draft, embed_tokens, lm_head, compile_config, columns)
+        else:
+            self.network = DraftNetwork(draft, embed_tokens, lm_head)
+        self.top_children = self.network.top_children
+        self.sizing = FixedSizing(options.draft_threshold) if sizing is None else sizing
+        self._unread: list[tuple[torch.Tensor, torch.Tensor, Sequence[int]]] = []  # arguments of `read_accepted`
         self.is_stopped = False
         self._target_ids = draft.draft_to_target_ids if draft.has_reduced_vocabulary else None
-        self._cache = GrowingCache()
         self._rotary = RotaryTable(draft)
         self._static_plans: dict[int, StaticPlan] = {}  # by depth limit
         self._lengths: list[int] = []  # committed rows of the cache
@@ -67,41 +83,65 @@ class Drafter:
 
     @torch.inference_mode()
     def read_prompt(
-        self, features: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
+        self,
+        features: torch.Tensor | Sequence[torch.Tensor],
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
     ) -> None:
         """
-        Learn the features of the prompt.
+        Learn the features of the prompt, chunk by chunk: nothing grows with the square of its length.
 
         Args:
-            features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * target_hidden_size)`): Features.
+            features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * target_hidden_size)`):
+                Features. Or a sequence of the hidden states that they are made of, each of shape `(batch_size, seq_len,
+                target_hidden_size)`, which are then concatenated for one chunk at a time.
             tokens (`torch.LongTensor` of shape `(batch_size, seq_len)`): The token that follows each of them.
             positions (`torch.LongTensor` of shape `(batch_size, seq_len)`): Positions of the features.
             mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): `False` where the prompt is padding.
         """
+        states = [features] if isinstance(features, torch.Tensor) else features
         batch_size, seq_len = tokens.shape
+        # What stands for an image may be no token of the vocabulary: the target has its own embedding there.
+        tokens = tokens.clamp(0, self.draft.config.vocab_size - 1)
         self._prompt_mask = mask
-        attention_mask = None
-        if mask is not None:
-            causal = torch.ones(seq_len, seq_len, dtype=torch.bool, device=tokens.device).tril()
-            itself = torch.eye(seq_len, dtype=torch.bool, device=tokens.device)  # keeps padding rows from being NaN
-            attention_mask = (causal & mask[:, None] | itself)[:, None]
-        hidden = self._step(features, tokens, self._rotary.at(positions), attention_mask)
-        self._lengths = [seq_len] * batch_size
+        cos, sin = self._rotary.at(positions)  # at once: some types depend on the longest position
+        for start in range(0, seq_len, self.PROMPT_CHUNK):
+            end = min(start + self.PROMPT_CHUNK, seq_len)
+            hidden = self._step(
+                FeatureReader.concatenate([state[:, start:end] for state in states]),
+                tokens[:, start:end],
+                (cos[:, :, start:end], sin[:, :, start:end]),
+                self._prompt_chunk_mask(start, end, mask),
+            )
+            self._lengths = [end] * batch_size
         self._root_positions = (positions[:, -1] + 1).tolist()
         self._last_hidden = hidden[:, -1:]
+
+    def _prompt_chunk_mask(self, start: int, end: int, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """What rows `start` to `end` of the prompt see of the rows before `end`: all of them that are no padding."""
+        if mask is None and start == 0:
+            return None
+        causal = torch.ones(end - start, end, dtype=torch.bool, device=self.draft.device).tril(start)
+        if mask is None:
+            return causal[None, None]
+        itself = causal.triu(start)  # keeps padding rows from being NaN
+        return (causal & mask[:, None, :end] | itself)[:, None]
 
     @torch.inference_mode()
     def read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:
         """
-        Learn the features of newly accepted tokens.
+        Learn the features of newly accepted tokens, before the next tree is grown.
 
         Args:
             features (`torch.Tensor` of shape `(batch_size, new_len, num_features * target_hidden_size)`): Features.
             tokens (`torch.LongTensor` of shape `(batch_size, new_len)`): The token that follows each of them.
             counts (`Sequence[int]` of length `batch_size`): How many of the `new_len` columns are real, row by row.
         """
-        if self.is_stopped:
-            return
+        if not self.is_stopped:
+            self._unread.append((features, tokens, counts))
+
+    def _read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:
         new_len = tokens.shape[1]
         attention_mask = None
         if new_len > 1 or self._is_ragged():
@@ -110,11 +150,20 @@ class Drafter:
             attention_mask = torch.cat([past, new.expand(len(counts), -1, -1)], dim=-1)[:, None]
         hidden = self._step(features, tokens, self._rotary.rows(self._root_positions, new_len), attention_mask)
         if len(counts) > 1:  # a single row has exactly `new_len` new columns, which are in place
-            keep_nodes(self._cache, self._lengths, [range(count) for count in counts], new_len)
+            keep_nodes(self.network.cache, self._lengths, [range(count) for count in counts], new_len)
         self._lengths = [n + count for n, count in zip(self._lengths, counts, strict=True)]
         self._root_positions = [p + count for p, count in zip(self._root_positions, counts, strict=True)]
         last = torch.tensor([[max(count - 1, 0)] for count in counts], device=hidden.device)
         self._last_hidden = take(hidden, last)
+
+    def _read_unread(self) -> None:
+        """Learn all that was accepted since the last tree; a single row learns it at once."""
+        if len(self._unread) > 1 and len(self._unread[0][2]) == 1:
+            features, tokens = (torch.cat([unread[i] for unread in self._unread], dim=1) for i in (0, 1))  # type: ignore
+            self._unread = [(features, tokens, [tokens.shape[1]])]
+        for unread in self._unread:
+            self._read_accepted(*unread)
+        self._unread = []
 
     def _is_ragged(self) -> bool:
         return self._prompt_mask is not None or min(self._lengths) < max(self._lengths)
@@ -134,8 +183,7 @@ class Drafter:
         self, features: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor | None
     ) -> torch.Tensor:
         sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=False)
-        hidden = self.draft.project_features(features.to(self.draft.dtype))
-        return self._forward(hidden, tokens, rotary, mask, sliding_mask)
+        return self.network.step(self.network.project_features(features), tokens, rotary, mask, sliding_mask)
 
     def _within_window(self, mask: torch.Tensor | None, num_rows: int, are_guesses: bool) -> torch.Tensor | None:
         """
@@ -179,8 +227,12 @@ class Drafter:
         Returns:
             [`DraftTree`]
         """
-        if max_depth < 1 or self.is_stopped:
+        if self._unread:
+            counts = [count for count in self._unread[-1][2] if count]
+            self.sizing.end_step(sum(counts) / max(len(counts), 1))
+        if max_depth < 1 or self.is_stopped or not self.sizing.begin_step():
             return DraftTree.root_only(roots)
+        self._read_unread()
         if self.draft.config.parallel_drafting:
             depth = min(max_depth, self.options.draft_depth, self.options.num_assistant_tokens)
             tree = grow_parallel_chain(self, roots, self._last_hidden, depth, self.options.draft_threshold)
@@ -199,9 +251,10 @@ class Drafter:
                 width,
                 depth,
                 num_nodes=1 + self.options.num_assistant_tokens,
-                threshold=self.options.draft_threshold,
+                sizing=self.sizing,
             )
-        self._cache.cut(max(self._lengths))
+            self.sizing.drafted(tree.scores, tree.max_depth)
+        self.network.cut(max(self._lengths))
         return tree
 
     def level_rotary(self, depth: int) -> Rotary:
@@ -235,28 +288,26 @@ class Drafter:
         Returns:
             `torch.Tensor` of shape `(batch_size, num_rows, hidden_size)`
         """
-        return self._forward(hidden, tokens, rotary, mask, self._within_window(mask, tokens.shape[1], are_guesses=True))
+        sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=True)
+        return self.network.step(hidden, tokens, rotary, mask, sliding_mask)
 
-    def _forward(
-        self,
-        hidden: torch.Tensor,
-        tokens: torch.Tensor,
-        rotary: Rotary,
-        mask: torch.Tensor | None,
-        sliding_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        self.num_forwards += 1
-        embeds = self.embed_tokens(tokens).to(hidden.dtype)
-        return self.draft.step(hidden, embeds, rotary, mask, self._cache, packed=True, sliding_mask=sliding_mask)
+    def expand(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        `step`, and the `width` likeliest next tokens of what it returns.
 
-    def top_children(self, hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        Returns:
+            Hidden states of shape `(batch_size, num_rows, hidden_size)`; log-probabilities and **draft** ids of the
+            children, both of shape `(batch_size, num_rows, width)`.
         """
-        The likeliest next tokens of each row of `hidden` of shape `(batch_size, num_rows, hidden_size)`: their
-        log-probabilities in the draft vocabulary, float32 whatever the head's dtype, and their **draft** ids, both of
-        shape `(batch_size, num_rows, width)`.
-        """
-        scores = self.compute_logits(hidden).log_softmax(-1, dtype=torch.float32)
-        return scores.topk(min(width, scores.shape[-1]), dim=-1)
+        sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=True)
+        return self.network.expand(hidden, tokens, rotary, mask, sliding_mask, width)
+
+    @property
+    def num_forwards(self) -> int:
+        """Forwards of the head so far."""
+        return self.network.num_forwards
 
     def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
         """Target ids of draft ids, of any shape."""

@@ -15,12 +15,12 @@ The tree keeps the candidates with the highest scores. A child is never likelier
 number; so taking the likeliest first, and the lower number among equals, never takes a child without its parent.
 """
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 
 from .tree import DraftTree
+from .tree_sizing import FixedSizing, TreeSizing
 
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def grow_dynamic_tree(
     width: int,
     depth: int,
     num_nodes: int,
-    threshold: float = 0.0,
+    sizing: FixedSizing | TreeSizing,
 ) -> DraftTree:
     """
     Args:
@@ -44,7 +44,8 @@ def grow_dynamic_tree(
         width (`int`): Children per expanded node, and nodes expanded per level.
         depth (`int`): Levels below the root.
         num_nodes (`int`): Nodes to keep, the root included.
-        threshold (`float`, defaults to 0.0): Nodes below this probability are left out where all rows can do so.
+        sizing ([`FixedSizing`] or [`TreeSizing`]):
+            Says which levels to grow, and which nodes to leave out where all rows can do without them.
 
     Returns:
         [`DraftTree`] with `num_nodes` nodes, or fewer where there are not as many candidates.
@@ -52,8 +53,7 @@ def grow_dynamic_tree(
     batch_size, device = len(roots), roots.device
     scores, draft_ids = (x.flatten(1) for x in drafter.top_children(hidden, width))  # (batch_size, width)
     width = scores.shape[1]  # less than asked for if the draft vocabulary is tiny
-    least_score = math.log(threshold) if threshold > 0 else None
-    if _is_unlikely(scores, least_score):
+    if not sizing.wants_level(scores, 1):
         return DraftTree.root_only(roots)
     all_scores, all_draft_ids = [torch.zeros_like(scores[:, :1]), scores], [draft_ids]
     beams = torch.arange(1, width + 1, device=device).expand(batch_size, -1)  # candidate numbers of the level's beams
@@ -65,8 +65,9 @@ def grow_dynamic_tree(
     for level in range(2, depth + 1):
         visible = torch.cat([visible, itself], dim=-1)
         tokens = drafter.to_target_ids(draft_ids)
-        hidden = drafter.step(hidden, tokens, drafter.level_rotary(level - 1), visible[:, None])
-        child_scores, child_ids = drafter.top_children(hidden, width)  # (batch_size, width, width)
+        hidden, child_scores, child_ids = drafter.expand(
+            hidden, tokens, drafter.level_rotary(level - 1), visible[:, None], width
+        )  # children: (batch_size, width, width)
         child_scores = (child_scores + scores[..., None]).flatten(1)  # (batch_size, width ** 2)
         child_ids = child_ids.flatten(1)
         all_scores.append(child_scores)
@@ -74,7 +75,7 @@ def grow_dynamic_tree(
         if level == depth:
             break
         scores, best = largest(child_scores, width)
-        if _is_complete(all_scores, scores, num_nodes) or _is_unlikely(scores, least_score):
+        if _is_complete(all_scores, scores, num_nodes) or not sizing.wants_level(scores, level + 1):
             break
         all_beams.append(best + (1 + width + (level - 2) * width**2))
         hidden, visible = take(hidden, best // width), take(visible, best // width)
@@ -83,6 +84,7 @@ def grow_dynamic_tree(
     # A broken head must not break the order: NaN counts as impossible. Every descendant of NaN is NaN as well.
     flat_scores = torch.cat(all_scores, dim=1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     num_nodes = min(num_nodes, flat_scores.shape[1])
+    least_score = sizing.least_score
     if least_score is not None:  # one child stays in any case: it shows whether the head is broken
         num_likely = int((flat_scores >= least_score).sum(dim=1).max())
         num_nodes = min(num_nodes, max(num_likely, 2))
@@ -114,11 +116,6 @@ def _is_complete(all_scores: list[torch.Tensor], beam_scores: torch.Tensor, num_
         return False
     last_scores = torch.cat(all_scores, dim=1).topk(num_nodes, dim=1).values[:, -1]  # (batch_size,)
     return bool((beam_scores[:, 0] <= last_scores).all())
-
-
-def _is_unlikely(beam_scores: torch.Tensor, least_score: float | None) -> bool:
-    """Whether no beam of any row is likely enough, so that none of its descendants is either. NaN is not unlikely."""
-    return least_score is not None and bool((beam_scores < least_score).all())
 
 
 def largest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

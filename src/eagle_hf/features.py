@@ -54,6 +54,11 @@ class FeatureReader:
         # What to pass to the target's forward under this name.
         self.output_hidden_states: list[int] | bool = hidden_states_argument(returned) if returned else False
 
+    @property
+    def has_hook(self) -> bool:
+        """Whether a forward hook reads some of the features, which a compiled forward would not call."""
+        return self._last_layer is not None
+
     def __enter__(self) -> "FeatureReader":
         if self._last_layer is not None:
             thread = threading.get_ident()

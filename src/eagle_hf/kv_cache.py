@@ -21,7 +21,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+)
+
+from .versions import FP8_LAYERS
 
 
 class GrowingLayer(DynamicLayer):
@@ -31,6 +39,33 @@ class GrowingLayer(DynamicLayer):
     """
 
     _growth = 1.5
+    _max_length: int | None = None  # beyond which no room is made
+
+    @staticmethod
+    def adopt(layer: DynamicLayer, max_length: int | None) -> None:
+        """
+        Let a plain layer grow like this one, in place, until [`GrowingLayer.release`].
+
+        Args:
+            layer ([`~transformers.cache_utils.DynamicLayer`]): The layer.
+            max_length (`int`, *optional*): Columns that it will have in the end, if known: no more room is made.
+        """
+        layer.__class__ = GrowingLayer
+        layer._buffers, layer._max_length = (torch.empty(0), torch.empty(0)), max_length
+
+    @staticmethod
+    def release(layer: DynamicLayer, copy: bool) -> None:
+        """
+        Make an adopted layer a plain one again.
+
+        Args:
+            layer ([`~transformers.cache_utils.DynamicLayer`]): The layer.
+            copy (`bool`): Whether to copy the states out of the buffer. Without it, they hold all of its memory.
+        """
+        layer.__class__ = DynamicLayer
+        del layer._buffers, layer._max_length
+        if copy and layer.is_initialized:
+            layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -40,6 +75,8 @@ class GrowingLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the states of shape `(batch_size, heads, new_len, head_dim)`; returns all keys and values."""
+        if torch.compiler.is_compiling():  # a target compiled by the user: addresses of memory cannot be traced
+            return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
@@ -61,6 +98,8 @@ class GrowingLayer(DynamicLayer):
 
     def _reallocate(self, key_states: torch.Tensor, value_states: torch.Tensor, start: int, end: int) -> None:
         capacity = int(end * self._growth) + 64
+        if self._max_length is not None:  # the nodes of the last tree may exceed it a little
+            capacity = max(end, min(capacity, self._max_length + 64))
         old, new = (self.keys, self.values), []
         for states, filled in zip((key_states, value_states), old, strict=True):
             buffer = states.new_empty(*states.shape[:-2], capacity, states.shape[-1])
@@ -109,12 +148,27 @@ def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[in
     # Layers without states of their own (shared keys and values, MLP only) have nothing to keep.
     layers = [layer for layer in cache.layers if getattr(layer, "is_initialized", False)]
     moves = Moves.make(lengths, paths, start, layers[0].keys.device)
+    if moves is None and end == start + num_nodes and not any(layer.is_sliding for layer in layers):
+        return new_lengths  # everything stays where it is
     for layer in layers:
         if isinstance(layer, DynamicSlidingWindowLayer):
             _keep_sliding(layer, lengths, paths, num_nodes)
         else:
-            _move_columns(layer, moves, end)
+            _move_columns(layer, moves.to(layer.keys.device) if moves else None, end)
     return new_lengths
+
+
+def capacity(cache: Cache) -> int | None:
+    """Columns that a cache of fixed size has; `None` for one that grows."""
+    sizes = [layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer)]
+    return min(sizes) if sizes else None
+
+
+def clear_behind(cache: Cache, length: int) -> None:
+    """Take what rejected nodes left behind the first `length` columns out of layers of fixed size."""
+    for layer in cache.layers:
+        if isinstance(layer, StaticLayer) and layer.is_initialized:
+            layer.keys[:, :, length:], layer.values[:, :, length:] = 0, 0
 
 
 @dataclass(frozen=True)
@@ -151,17 +205,38 @@ class Moves:
         rows, sources, destinations = torch.tensor(moves, device=device).unbind(1)
         return cls(rows, sources, destinations, moves[0][2])
 
+    def to(self, device: torch.device) -> "Moves":
+        """The same moves for a layer on another device: targets may be spread over several, caches be offloaded."""
+        if self.rows.device == device:
+            return self
+        return Moves(self.rows.to(device), self.sources.to(device), self.destinations.to(device), self.first)
 
-def _move_columns(layer: DynamicLayer, moves: Moves | None, end: int) -> None:
+
+def _move_columns(layer: DynamicLayer | StaticLayer, moves: Moves | None, end: int) -> None:
     # Reading all sources before writing makes overlapping moves safe.
+    if isinstance(layer, FP8_LAYERS):
+        _move_quantized_columns(layer, moves, end)
+        return
     if moves is not None:
         for states in (layer.keys, layer.values):
             _move(states, moves)
         if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
             _move(layer.indexer_keys[:, None], moves)
+    if isinstance(layer, StaticLayer):
+        layer.cumulative_length.fill_(end)
+        return
     layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
     if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
         layer.indexer_keys = layer.indexer_keys[:, :end]
+
+
+def _move_quantized_columns(layer: DynamicLayer, moves: Moves | None, end: int) -> None:
+    for name in ("_quantized_keys", "_quantized_values"):
+        states, scale = getattr(layer, name)
+        if moves is not None:
+            _move(states.view(torch.uint8), moves)
+        setattr(layer, name, (states[:, :, :end], scale))
+    layer.cumulative_length = end
 
 
 def _move(states: torch.Tensor, moves: Moves) -> None:

@@ -45,6 +45,7 @@ class TaskResult:
             Without and with the head on the same hardware, and what a run was faster by (a median, if there were
             several: it need not be the ratio of the others).
         dataset (`str`, *optional*): Data set on the Hub, such as `"openai/gsm8k"`.
+        speedup_quartiles (`tuple[float, float]`, *optional*): Quartiles of the speedup over several runs.
 
     Raises:
         `ValueError`: if a figure is impossible.
@@ -59,6 +60,7 @@ class TaskResult:
     eagle_tokens_per_second: float | None = None
     speedup: float | None = None
     dataset: str | None = None
+    speedup_quartiles: tuple[float, float] | None = None
 
     def __post_init__(self):
         if not self.acceptance_length >= 1:
@@ -213,7 +215,7 @@ def create_model_card(
         ),
         metrics=["acceptance_length"] if results else None,
         model_name=name if results else None,
-        eval_results=[evaluation for result in results for evaluation in _eval_results(result)] or None,
+        eval_results=[evaluation for result in results for evaluation in eval_results(result)] or None,
     )
     max_depth = max((len(result.acceptance_by_depth) for result in results), default=0)
     return ModelCard.from_template(
@@ -251,7 +253,8 @@ def _is_hub_id(name: str) -> bool:
     return not name.startswith((".", "~"))
 
 
-def _eval_results(result: TaskResult) -> list[EvalResult]:
+def eval_results(result: TaskResult) -> list[EvalResult]:
+    """The figures of a task as metadata that the Hub reads."""
     values = {"acceptance_length": result.acceptance_length, "speedup": result.speedup}
     return [
         EvalResult(
@@ -298,6 +301,8 @@ def _result_row(result: TaskResult) -> list[str]:
     rates = (result.speedup, result.plain_tokens_per_second, result.eagle_tokens_per_second)
     speedup, plain, eagle = ("not measured" if rate is None else f"{rate:.2f}" for rate in rates)
     length = f"{result.acceptance_length:.2f}"
+    if result.speedup_quartiles is not None:
+        speedup += " [{:.2f}, {:.2f}]".format(*result.speedup_quartiles)
     return [result.task, f"{result.temperature:g}", f"{result.num_prompts:,}", length, speedup, plain, eagle]
 
 

@@ -17,6 +17,7 @@ from .checkpoints.validation import check_tensors
 from .configuration_eagle import EagleConfig
 from .decoder_layer import EagleDecoderLayer
 from .draft_options import DraftOptions
+from .packed_linear import linear
 
 
 @dataclass
@@ -389,7 +390,9 @@ class EagleDraftModel(PreTrainedModel):
             last_hidden_state = self.norm(last_hidden_state)
         if self.lm_head is None:
             raise ValueError("This head has no `lm_head` of its own: its logits come from the target's.")
-        return self.lm_head(last_hidden_state)
+        if torch.is_grad_enabled() or type(self.lm_head) is not nn.Linear:
+            return self.lm_head(last_hidden_state)
+        return linear(last_hidden_state, self.lm_head.weight)
 
 
 def _causal_mask(seq_len: int, past_len: int, device: torch.device) -> torch.Tensor:

@@ -84,6 +84,32 @@ class DraftTree:
         """Nodes per row, the root included."""
         return self.tokens.shape[1]
 
+    def first(self, num_nodes: int) -> "DraftTree":
+        """The first nodes only, at most `num_nodes`. Parents come before children, so that this is a tree."""
+        if num_nodes >= self.num_nodes:
+            return self
+        return DraftTree(
+            tokens=self.tokens[:, :num_nodes],
+            parents=self.parents[:, :num_nodes],
+            depths=self.depths[:, :num_nodes],
+            scores=self.scores[:, :num_nodes],
+            max_depth=min(self.max_depth, num_nodes - 1),
+        )
+
+    def padded(self, num_nodes: int) -> "DraftTree":
+        """With further children of the root at the end, so that there are `num_nodes` nodes. They mean nothing."""
+        more = num_nodes - self.num_nodes
+        if more < 1:
+            return self
+        root_tokens, zeros = self.tokens[:, :1].expand(-1, more), torch.zeros_like(self.tokens[:, :1]).expand(-1, more)
+        return DraftTree(
+            tokens=torch.cat([self.tokens, root_tokens], dim=1),
+            parents=torch.cat([self.parents, zeros], dim=1),
+            depths=torch.cat([self.depths, zeros + 1], dim=1),
+            scores=torch.cat([self.scores, torch.full_like(zeros, -torch.inf, dtype=self.scores.dtype)], dim=1),
+            max_depth=max(self.max_depth, 1),
+        )
+
     def ancestor_mask(self) -> torch.Tensor:
         """
         Which nodes every node attends to: its ancestors and itself. Nothing is read back from the device.

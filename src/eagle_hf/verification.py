@@ -77,7 +77,7 @@ def accepted_path(tokens: Sequence[int], parents: Sequence[int], chosen: Sequenc
     [0, 1, 3]
     ```
     """
-    child = {(parent, token): node for node, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
+    child = dict(zip(zip(parents, tokens, strict=True), range(len(tokens)), strict=True))
     path = [0]
     while (next_node := child.get((path[-1], chosen[path[-1]]))) is not None:
         path.append(next_node)

@@ -17,6 +17,9 @@ if Version(OLDEST) > TRANSFORMERS:
 # Stands for layers without keys and values of their own; appeared in 5.23.
 STATELESS_LAYERS: tuple[type, ...] = (cache_utils.DummyLayer,) if Version("5.23") <= TRANSFORMERS else ()
 
+# Quantised layers that round every column on its own, so that columns can be moved; appeared in 5.23.
+FP8_LAYERS: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "Fp8QuantizedLayer", None)]))
+
 
 def hidden_states_argument(ids: list[int]) -> list[int] | bool:
     """

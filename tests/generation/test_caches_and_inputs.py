@@ -6,7 +6,7 @@ from architectures import tiny_target
 from conftest import use_options
 from doubles import random_draft
 from test_lossless import PROMPT_LENGTHS, left_padded_prompts, target_of, with_and_without_draft
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaForCausalLM
 
 
 KWARGS = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
@@ -109,3 +109,26 @@ def test_half_precision_differs_at_near_ties_only(monkeypatch, dtype):
         logits = target(plain.sequences[:, :position]).logits[0, -1].float()
         best = logits.topk(2).values
         assert best[0] - best[1] <= 4 * torch.finfo(dtype).eps * logits.abs().max()
+
+
+class TiltedLlama(LlamaForCausalLM):
+    """A target with an argument of its own, which matters in every forward."""
+
+    def forward(self, *args, tilt=None, **kwargs):
+        output = super().forward(*args, **kwargs)
+        if tilt is not None:  # (batch_size, vocab_size)
+            output.logits = output.logits + tilt[:, None]
+        return output
+
+
+@pytest.mark.parametrize("lengths", [PROMPT_LENGTHS[:1], PROMPT_LENGTHS], ids=["single", "ragged"])
+def test_arguments_for_the_target_reach_every_forward(monkeypatch, lengths):
+    target, inputs = TiltedLlama(target_of("llama").config).eval(), left_padded_prompts(lengths)
+    target.load_state_dict(target_of("llama").state_dict())
+    target.generation_config.pad_token_id = 0
+    tilt = torch.randn(len(lengths), 96, generator=torch.Generator().manual_seed(1)) * 3
+    plain, ours, *_ = with_and_without_draft(
+        monkeypatch, target, inputs | {"tilt": tilt}, do_sample=False, eos_token_id=None
+    )
+    assert torch.equal(plain.sequences, ours.sequences)
+    assert not torch.equal(plain.sequences, target_of("llama").generate(**inputs, max_new_tokens=24, eos_token_id=None))

@@ -122,7 +122,7 @@ class ReferenceRule:
                 p = p / p.sum()
             else:
                 emitted.append(self.multinomial(p))
-                path = path[: self.sequences.append_row(0, emitted)]
+                path = path[: self.sequences.append_rows([emitted])[0]]
                 self.steps_left -= 1
                 self.sequences.finished[0] = self.steps_left == 0
                 return [path]

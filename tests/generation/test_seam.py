@@ -139,7 +139,7 @@ class TestRefusals:
     def test_no_cache(self, target, draft):
         self.check(target, draft, "`use_cache=False`, but verifying drafts needs", use_cache=False)
 
-    @pytest.mark.parametrize("implementation", ["quantized", "static", "offloaded"])
+    @pytest.mark.parametrize("implementation", ["offloaded_static"])
     def test_caches_that_cannot_drop_nodes(self, target, draft, implementation):
         self.check(
             target, draft, f"`cache_implementation='{implementation}'`.*dynamic", cache_implementation=implementation
@@ -147,9 +147,9 @@ class TestRefusals:
 
     def test_passed_caches_that_cannot_drop_nodes(self, draft):
         sliding = tiny_target("mistral-sliding")
-        for target in (tiny_target("llama"), sliding):
-            cache = transformers.StaticCache(config=target.config, max_cache_len=64)
-            self.check(target, draft, "a static cache, which cannot drop", past_key_values=cache)
+        cache = transformers.StaticCache(config=sliding.config, max_cache_len=64)
+        self.check(sliding, draft, "a static cache with sliding-window layers", past_key_values=cache)
+        self.check(sliding, draft, "a static cache with sliding-window layers", cache_implementation="static")
         cache = transformers.EncoderDecoderCache(transformers.DynamicCache(), transformers.DynamicCache())
         with pytest.raises(ValueError, match="EncoderDecoderCache"):
             eagle_hf.generation.pairing.check_cache(cache)

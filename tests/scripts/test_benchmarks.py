@@ -41,7 +41,7 @@ def test_speed_reports_ratios_of_equal_tokens_only(tmp_path):
 
 def test_profile_names_every_part_of_a_step():
     printed = run("profile_step", "--repeats", 1)
-    for part in ("draft", "verify", "walk", "cache", "learn", "step"):
+    for part in ("draft", "tree", "verify", "walk", "cache", "rest", "step"):
         assert printed.count(f"\n{part}") == 2
 
 

@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     sizes = [f"{model.num_parameters() / 1e6:.1f}M" for model in (pair.target, pair.draft)]
     console.print(
         f"Target of {sizes[0]} parameters, draft of {sizes[1]}, "
-        f"{args.threads} threads, {'sampling' if args.temperature else 'greedy'}. Drafted tokens are shown in colour."
+        f"{args.threads} threads, {'sampling' if args.temperature else 'greedy'}. "
+        "Drafted tokens are green and underlined."
     )
 
     warm_up = pair.encode(PROMPTS[0])

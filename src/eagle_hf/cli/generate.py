@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     eagle = pair.run(input_ids, with_draft=True, seed=args.seed, **options)  # again, now that everything is warm
     equal = plain.tokens == eagle.tokens
     if console.is_terminal:
-        console.print("\nThe same, drafted tokens in colour:\n")
+        console.print("\nThe same, drafted tokens green and underlined:\n")
         console.print(draw_text(pair.tokenizer, eagle.tokens, eagle.acceptance_lengths))
     console.print(f"\ntokens equal to plain generate: {'yes' if equal else 'NO'} ({len(plain.tokens)} tokens)")
     console.print(speed_line([plain], [eagle]))

@@ -5,16 +5,19 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import convert, demo, env, generate, inspect, prepare, train
+from . import app, bench, chat, convert, demo, env, generate, inspect, prepare, train
 from .config import with_config
 
 
 COMMANDS = {
     "demo": demo,
     "generate": generate,
+    "chat": chat,
+    "app": app,
     "prepare": prepare,
     "train": train,
     "inspect": inspect,
+    "bench": bench,
     "convert": convert,
     "env": env,
 }
@@ -45,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser.add_argument("--config", help="YAML file of options; those of the command line go before it")
     try:
         args = parser.parse_args(with_config(argv))
+        args.argv = argv
         return COMMANDS[args.command].run(args)
     except ModuleNotFoundError as error:
         print(f"eagle-hf {argv[0]}: {error}. Install it: pip install 'eagle-hf[demo]'", file=sys.stderr)

@@ -73,11 +73,13 @@ class Pair:
     def encode(self, prompt: str, raw: bool = False) -> torch.Tensor:
         """Token ids of a prompt, of shape `(1, length)`; as a user's turn of the chat template unless `raw`."""
         if raw or self.tokenizer.chat_template is None:
-            ids = self.tokenizer(prompt, return_tensors="pt").input_ids
-        else:
-            messages = [{"role": "user", "content": prompt}]
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+            return self.tokenizer(prompt, return_tensors="pt").input_ids.to(self.target.device)
+        return self.encode_messages([{"role": "user", "content": prompt}])
+
+    def encode_messages(self, messages: list[dict[str, str]]) -> torch.Tensor:
+        """Token ids of a conversation and the beginning of its next answer, of shape `(1, length)`."""
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
         return ids.to(self.target.device)
 
     def run(

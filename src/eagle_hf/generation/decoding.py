@@ -15,7 +15,10 @@ from ..draft_options import DraftOptions
 from ..drafting import Drafter
 from ..features import FeatureReader
 from ..modeling_eagle import EagleDraftModel
+from ..retrieval import Retrieval
 from ..tree import DraftTree
+from ..tree_sizing import known_sizing, remember
+from .fixed_shapes import with_room
 from .forward import cache_argument
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
@@ -46,6 +49,7 @@ def eagle_decoding(
 
     ```text
     draft   grow a tree below the root from the features known so far         Drafter.grow
+            and, on request, add what followed the newest tokens before       Retrieval.add_to
     target  one forward over all nodes, each seeing its own path              Target.verify
     walk    the target's own next tokens, as long as the tree contains them   select
     cache   keep the nodes of that path, drop the others                      Target.keep
@@ -61,7 +65,8 @@ def eagle_decoding(
     Returns:
         [`EagleGenerateOutput`] or `torch.LongTensor` of shape `(batch_size, length)`
     """
-    check_cache(model_kwargs.get(cache_argument(model)))
+    cache_name = cache_argument(model)
+    check_cache(model_kwargs.get(cache_name))
     is_tree = can_verify_trees(model)
     options = DraftOptions.from_generation_config(draft.generation_config)
     if not is_tree and options.draft_tree != "chain":
@@ -71,9 +76,18 @@ def eagle_decoding(
         )
         options = options.as_chain()
 
+    model_kwargs[cache_name] = with_room(model, model_kwargs[cache_name], options.max_nodes)
     sequences = Sequences(input_ids, stopping_criteria, generation_config, streamer)
-    target = Target(model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree)
-    drafter = Drafter(draft, options, model.get_input_embeddings(), model.get_output_embeddings())
+    target = Target(
+        model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree, options.max_nodes
+    )
+    embed_tokens, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
+    situation = (id(model), str(model.device), model.dtype, len(input_ids), generation_config.do_sample)
+    sizing = known_sizing(draft, situation) if options.draft_tree == "auto" else None
+    drafter = Drafter(draft, options, embed_tokens, lm_head, *target.compiling(), sizing)
+    retrieval = None
+    if options.draft_retrieval:
+        retrieval = Retrieval(options.draft_retrieval, input_ids.tolist(), replaces_tree=not is_tree)
     records = Records(generation_config, sequences.batch_size)
     history = History(sequences.batch_size, keeps_trees=options.output_draft_trees)
 
@@ -85,11 +99,16 @@ def eagle_decoding(
         selector.select(DraftTree.root_only(input_ids.new_zeros(len(input_ids))), logits)
         if not sequences.done:
             prompt = target.prompt_features(input_ids.shape[1])
-            following = sequences.ids[:, -prompt.features.shape[1] :]
-            drafter.read_prompt(prompt.features, following, prompt.positions, prompt.mask)
+            following = sequences.ids[:, -prompt.seq_len :]
+            drafter.read_prompt(prompt.states, following, prompt.positions, prompt.mask)
+            del prompt  # a long prompt has long states
         while not sequences.done:
-            tree = drafter.grow(sequences.newest(), target.clamp_depth(sequences.max_draft_depth()))
-            open_rows = sequences.open_rows()
+            open_rows, max_depth = sequences.open_rows(), target.clamp_depth(sequences.max_draft_depth())
+            tree = drafter.grow(sequences.newest(), max_depth)
+            if retrieval is not None and not drafter.sizing.is_measuring:
+                tree = retrieval.add_to(tree, sequences.new_tokens, open_rows, max_depth)
+                drafter.sizing.verifies(tree)
+            tree = target.fit(tree)
             paths = selector.select(tree, target.verify(tree))
             history.add(tree, paths, open_rows)
             features = target.keep(paths)
@@ -105,6 +124,8 @@ def eagle_decoding(
     finally:
         target.release()
     selector.finish()
+    if sizing is not None:
+        remember(draft, situation, sizing)
 
     if streamer is not None:
         streamer.end()
@@ -119,4 +140,5 @@ def eagle_decoding(
         target_forwards=target.num_forwards,
         draft_forwards=drafter.num_forwards,
         draft_trees=history.trees,
+        tree_sizing=sizing,
     )

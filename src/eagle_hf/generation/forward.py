@@ -1,7 +1,7 @@
 """One forward of the target over draft nodes, and how its attention is told what each node sees."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..tree import DraftTree
 from .masks import TreeMasks
+from .step_inputs import StepInputs
 
 
 @contextmanager
@@ -32,7 +33,9 @@ def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
     on_cpu = model.device.type == "cpu"
     if "flash" in str(implementation):
         config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"
-    elif implementation == "sdpa" and on_cpu and _ORDINARY_LAYERS.issuperset(getattr(config, "layer_types", None) or ()):
+    elif (
+        implementation == "sdpa" and on_cpu and _ORDINARY_LAYERS.issuperset(getattr(config, "layer_types", None) or ())
+    ):
         config._attn_implementation = GROUPED_SDPA
     try:
         # Adding a mask is what sdpa does on a CPU anyway, after converting a boolean one in every layer.
@@ -92,6 +95,8 @@ def forward_tree(
     lengths: list[int],
     cache: Cache,
     masks: TreeMasks,
+    call: Callable[..., CausalLMOutputWithPast] | None = None,
+    step_inputs: StepInputs | None = None,
     **kwargs: Any,
 ) -> CausalLMOutputWithPast:
     """
@@ -104,11 +109,16 @@ def forward_tree(
         lengths (`list[int]` of length `batch_size`): Committed columns of each row.
         cache ([`~transformers.Cache`]): Grows by `num_nodes` columns.
         masks ([`TreeMasks`]): Makes the mask.
+        call (`Callable`, *optional*): The target's forward, if it has been compiled.
+        step_inputs ([`StepInputs`], *optional*): What plain `generate` passes to every forward besides.
         kwargs: Further arguments of the target's forward.
     """
+    if step_inputs is not None:
+        kwargs |= step_inputs.for_nodes(tree.num_nodes)
     with tree_attention(model) as additive_dtype:
-        mask = masks.make(tree, lengths, additive_dtype)
-        return model(
+        is_plain = tree.num_nodes == 1 and min(lengths) == max(lengths) and masks.sees_all
+        mask = None if is_plain else masks.make(tree, lengths, additive_dtype)
+        return (call or model)(
             input_ids=tree.tokens,
             position_ids=root_position + tree.depths,
             attention_mask=mask,
@@ -125,12 +135,15 @@ def forward_chain(
     root_position: torch.Tensor,
     attention_mask: torch.Tensor | None,
     cache: Cache,
+    step_inputs: StepInputs | None = None,
     **kwargs: Any,
 ) -> CausalLMOutputWithPast:
     """
     Run a chain, for targets whose attention is causal by construction. Same arguments as [`forward_tree`], but for
     `attention_mask` of shape `(batch_size, past_len + num_nodes)`, which marks padding (`None` without any).
     """
+    if step_inputs is not None:
+        kwargs |= step_inputs.for_nodes(tree.num_nodes)
     if takes_position_ids(model):
         kwargs["position_ids"] = root_position + tree.depths
     if attention_mask is not None:

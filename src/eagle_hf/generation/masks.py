@@ -36,6 +36,12 @@ class TreeMasks:
                 kind = layer_types[index] if layer_types is not None else "all"
                 self.layer_of_type.setdefault(kind, index)
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether a root sees all that its cache holds, so that it needs no mask: no padding, no windows."""
+        sliding = any(self.cache.layers[index].is_sliding for index in self.layer_of_type.values())
+        return self.prompt_mask is None and not sliding
+
     def make(
         self, tree: DraftTree, lengths: list[int], additive_dtype: torch.dtype | None
     ) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -59,15 +65,17 @@ class TreeMasks:
                     tree, ancestors, lengths, window, layer.keys.shape[-2], kind == "chunked_attention"
                 )
             else:
-                mask = self._full(ancestors, lengths)
+                mask = self._full(ancestors, lengths, getattr(layer, "max_cache_len", None))
             masks[kind] = mask[:, None] if additive_dtype is None else _to_additive(mask[:, None], additive_dtype)
         return masks if self.is_dict else masks["all"]
 
-    def _full(self, ancestors: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    def _full(self, ancestors: torch.Tensor, lengths: list[int], capacity: int | None) -> torch.Tensor:
         batch_size, num_nodes, _ = ancestors.shape
         past_len = max(lengths)
-        mask = ancestors.new_ones(batch_size, num_nodes, past_len + num_nodes)
-        mask[..., past_len:] = ancestors
+        kv_len = past_len + num_nodes
+        mask = ancestors.new_ones(batch_size, num_nodes, capacity or kv_len)
+        mask[..., past_len:kv_len] = ancestors
+        mask[..., kv_len:] = False
         if min(lengths) < past_len:
             columns = torch.arange(past_len, device=mask.device)
             mask[..., :past_len] = (columns < torch.tensor(lengths, device=mask.device)[:, None])[:, None]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..tree import DraftTree
+from ..tree_sizing import TreeSizing
 
 
 @dataclass
@@ -23,12 +24,15 @@ class EagleGenerateOutput(GenerateDecoderOnlyOutput):
         draft_trees (`list[tuple[DraftTree, list[list[int]]]]`, *optional*):
             The trees of every step, and per row the nodes that were accepted, the root first. Returned where
             `draft.generation_config.output_draft_trees` is `True`.
+        tree_sizing ([`TreeSizing`], *optional*):
+            For `draft_tree = "auto"`: what is known about the worth of trees; its `report()` says it in a sentence.
     """
 
     acceptance_lengths: list[list[int]] | None = None
     target_forwards: int | None = None
     draft_forwards: int | None = None
     draft_trees: list[tuple[DraftTree, list[list[int]]]] | None = None
+    tree_sizing: TreeSizing | None = None
 
 
 class History:

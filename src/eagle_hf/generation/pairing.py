@@ -8,22 +8,32 @@ from transformers.cache_utils import (
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,
     LinearAttentionLayer,
+    QuantizedLayer,
     StaticLayer,
+    StaticSlidingWindowLayer,
 )
 from transformers.utils import logging
 
 from ..draft_options import DraftOptions
 from ..kv_cache import GrowingLayer
 from ..modeling_eagle import EagleDraftModel
-from ..versions import STATELESS_LAYERS
+from ..versions import FP8_LAYERS, STATELESS_LAYERS
+from .devices import input_device
 
 
 logger = logging.get_logger(__name__)
 
 SUPPORTED_LAYERS = (
-    DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, GrowingLayer, *STATELESS_LAYERS,
-    LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer,
+    DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, GrowingLayer, StaticLayer, *FP8_LAYERS,
+    *STATELESS_LAYERS, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
 )  # fmt: skip
+
+_QUANTIZED_REASON = (
+    "but this backend rounds many tokens together, as soon as it has gathered enough of them: rejected drafts would be "
+    "among them, and the text would no longer be that of plain `generate`. Use a DynamicCache, a quantised one with "
+    "`cache_config={'backend': 'fp8'}` (from transformers 5.23 on), or generate without `assistant_model`."
+)
 
 
 def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config: GenerationConfig) -> None:
@@ -34,6 +44,11 @@ def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config
         `ValueError`: if the draft does not fit the target, or the target or an option cannot work with draft trees.
     """
     check_pair(model, draft)
+    if input_device(model).type == "meta":
+        raise ValueError(
+            f"The weights of {type(model).__name__} are on the meta device, which holds shapes but no numbers. Load "
+            "them with `from_pretrained`; what `device_map` offloads to the CPU or the disk may stay there."
+        )
     DraftOptions.from_generation_config(draft.generation_config)
     if generation_config.use_cache is False:
         raise ValueError(
@@ -41,9 +56,11 @@ def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config
             "`use_cache` at its default, or generate without `assistant_model`."
         )
     implementation = generation_config.cache_implementation
-    if implementation not in (None, "dynamic"):
+    if implementation == "quantized" and (generation_config.cache_config or {}).get("backend") != "fp8":
+        raise ValueError(f"Got `cache_implementation='quantized'`, {_QUANTIZED_REASON}")
+    if implementation not in (None, "dynamic", "static", "offloaded", "quantized"):
         raise ValueError(
-            f"Got `cache_implementation={implementation!r}`, but drafts are verified with a dynamic cache only: "
+            f"Got `cache_implementation={implementation!r}`, but drafts are verified with a dynamic or a static cache: "
             "rejected nodes must be removed from it again. Leave `cache_implementation` unset, or generate without "
             "`assistant_model`."
         )
@@ -123,15 +140,13 @@ def check_cache(cache: Cache | None) -> None:
         )
     if isinstance(cache, EncoderDecoderCache):
         raise ValueError("Got an EncoderDecoderCache, but EAGLE drafts need a decoder-only target.")
-    if getattr(cache, "offloading", False):
-        raise ValueError(
-            "Got an offloaded cache, but draft trees need keys and values on the device. Use a DynamicCache."
-        )
     for layer in cache.layers:
+        if type(layer) not in SUPPORTED_LAYERS and isinstance(layer, QuantizedLayer):
+            raise ValueError(f"Got cache layers of type {type(layer).__name__}, {_QUANTIZED_REASON}")
         if type(layer) not in SUPPORTED_LAYERS:
-            kind = (
-                "a static cache" if isinstance(layer, StaticLayer) else f"cache layers of type {type(layer).__name__}"
-            )
+            kind = f"cache layers of type {type(layer).__name__}"
+            if isinstance(layer, StaticSlidingWindowLayer):
+                kind = "a static cache with sliding-window layers"
             raise ValueError(
                 f"Got {kind}, which cannot drop the rejected nodes of a draft tree exactly. Use a DynamicCache (leave "
                 "`cache_implementation` and `past_key_values` unset), or generate without `assistant_model`."
@@ -145,8 +160,7 @@ def align_draft(model: PreTrainedModel, draft: EagleDraftModel) -> None:
     Raises:
         `ValueError`: if the user put it on another device than the target's embedding.
     """
-    embedding_weight = model.get_input_embeddings().weight
-    device = embedding_weight.device if embedding_weight.device.type != "meta" else model.device
+    device = input_device(model)
     dtype = draft.dtype if draft.has_explicit_dtype else model.dtype
     if dtype != draft.dtype or (device != draft.device and not draft.has_explicit_device):
         logger.info(f"Moving the draft from {draft.dtype} on {draft.device} to {dtype} on {device}, as its target.")

@@ -1,5 +1,7 @@
 """Finding out by trying whether a target can verify trees, only chains, or nothing. No list of architectures."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -8,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from ..tree import DraftTree
+from .devices import input_device
 from .forward import cache_argument, forward_chain, forward_tree, takes_position_ids
 from .masks import TreeMasks
 from .recurrent import DeferredReplay, double_recurrent_states, has_recurrent_state
@@ -47,7 +50,8 @@ def can_verify_trees(model: PreTrainedModel) -> bool:
     verdicts = _VERDICTS.setdefault(model, {})
     implementation = str(model.config.get_text_config(decoder=True)._attn_implementation)
     if implementation not in verdicts:
-        verdicts[implementation] = _probe(model)
+        with _call_set_aside(model):
+            verdicts[implementation] = _probe(model)
         kind = "trees" if verdicts[implementation] else "chains only"
         logger.info(f"{type(model).__name__} with {implementation} attention verifies {kind}.")
     return verdicts[implementation]
@@ -55,7 +59,7 @@ def can_verify_trees(model: PreTrainedModel) -> bool:
 
 def _probe(model: PreTrainedModel) -> bool:
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     prompt_len = max(4, _window_beyond_the_cache(model))
     tokens = (torch.arange(prompt_len + 5, device=device) * 7 + 3) % vocab_size
     prompt, nodes = tokens[None, :prompt_len], tokens[prompt_len:].tolist()
@@ -100,6 +104,28 @@ def _probe(model: PreTrainedModel) -> bool:
     raise ValueError(
         f"{type(model).__name__} cannot verify drafts: {'; '.join(reasons)}. Generate without `assistant_model`."
     )
+
+
+@contextmanager
+def _call_set_aside(model: PreTrainedModel) -> Iterator[None]:
+    """
+    Keep what belongs to the call of `generate` that probes, and not to the target, apart from the probe: how far an
+    image shifts the positions behind it, which multimodal targets remember, and which of PEFT's adapters is for which
+    row, which hooks know.
+    """
+    deltas = [(module, module.rope_deltas) for module in model.modules() if hasattr(module, "rope_deltas")]
+    hooks = [(module._forward_pre_hooks, dict(module._forward_pre_hooks)) for module in model.modules()]
+    for current, _ in hooks:
+        for key in [key for key, hook in current.items() if "adapter_names" in getattr(hook, "keywords", ())]:
+            del current[key]
+    try:
+        yield
+    finally:
+        for current, before in hooks:
+            current.clear()
+            current.update(before)
+        for module, value in deltas:
+            module.rope_deltas = value
 
 
 def _plain(model: PreTrainedModel, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:

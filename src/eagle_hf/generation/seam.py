@@ -76,11 +76,12 @@ def _assisted_decoding(
     assistant_model: PreTrainedModel | None = None,
     **kwargs: Any,
 ) -> Any:
-    if not isinstance(assistant_model, EagleDraftModel):
+    draft = _inside(assistant_model)
+    if not isinstance(draft, EagleDraftModel):
         return original(input_ids, *args, assistant_model=assistant_model, **kwargs)
     for name in ("inputs_tensor", "assistant_tokenizer", "tokenizer", "synced_gpus"):
         kwargs.pop(name, None)
-    return eagle_decoding(model, input_ids, *args, **kwargs, draft=assistant_model)
+    return eagle_decoding(model, input_ids, *args, **kwargs, draft=draft)
 
 
 def _validate_generation_mode(
@@ -90,7 +91,7 @@ def _validate_generation_mode(
     generation_config: Any,
     generation_mode_kwargs: Any,
 ) -> Any:
-    draft = generation_mode_kwargs.get("assistant_model")
+    draft = _inside(generation_mode_kwargs.get("assistant_model"))
     if not isinstance(draft, EagleDraftModel) or generation_mode != GenerationMode.ASSISTED_GENERATION:
         return original(generation_mode, generation_config, generation_mode_kwargs)
     if generation_mode_kwargs.get("synced_gpus"):
@@ -100,6 +101,11 @@ def _validate_generation_mode(
         )
     check_call(model, draft, generation_config)
     align_draft(model, draft)
+
+
+def _inside(assistant: Any) -> Any:
+    """The model that `torch.compile` wrapped; drafting does not go through its `forward`."""
+    return getattr(assistant, "_orig_mod", assistant)
 
 
 def attach(model: PreTrainedModel, draft: EagleDraftModel) -> None:

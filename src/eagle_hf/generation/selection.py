@@ -10,7 +10,6 @@ rules as plain `generate`. Two ways lead to the same tokens:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import torch
 from transformers import GenerationConfig
@@ -169,7 +168,11 @@ class NodeSelector(Selector):
             first_columns = self._first_columns()
             chosen = choose_sampled(scores, self.noise.at_nodes(first_columns, tree.depths, tree.max_depth))
         tokens, parents, choices = self._read_back(tree, chosen)
-        paths = [self._walk(row, tokens[row], parents[row], choices[row], scores, logits) for row in range(len(tokens))]
+        paths = [
+            [] if finished else accepted_path(*row)
+            for finished, *row in zip(self.sequences.finished, tokens, parents, choices, strict=True)
+        ]
+        paths = self._append(paths, choices, scores, logits)
         self.sequences.stream_columns()
         return paths
 
@@ -186,29 +189,26 @@ class NodeSelector(Selector):
         # Prefix-free processors get no prefix: one that reads it fails instead of seeing a wrong one.
         return self.processors(None, scores).view(logits.shape)
 
-    def _walk(
-        self,
-        row: int,
-        tokens: Sequence[int],
-        parents: Sequence[int],
-        choices: Sequence[int],
-        scores: torch.Tensor,
-        logits: torch.Tensor,
-    ) -> list[int]:
-        if self.sequences.finished[row]:
-            return []
-        path = accepted_path(tokens, parents, choices)
-        emitted = [choices[node] for node in path]
-        if -1 in emitted:
-            raise ValueError(
-                f"The target's distribution after {self.sequences.lengths[row]} tokens of row {row} contains NaN, so "
-                "that no token can be sampled. Check the target's weights and dtype (float16 overflows in some models)."
-            )
-        column = self.sequences.lengths[row] - self.sequences.prompt_len
-        path = path[: self.sequences.append_row(row, emitted)]
-        for i, node in enumerate(path):
-            self.records.add(column + i, row, scores[row, node], logits[row, node])
-        return path
+    def _append(
+        self, paths: list[list[int]], choices: list[list[int]], scores: torch.Tensor, logits: torch.Tensor
+    ) -> list[list[int]]:
+        """Append what the walks emit. Returns the paths as far as their rows go on."""
+        emitted = [[row[node] for node in path] for path, row in zip(paths, choices, strict=True)]
+        columns = [length - self.sequences.prompt_len for length in self.sequences.lengths]
+        for row, tokens in enumerate(emitted):
+            if -1 in tokens:
+                raise ValueError(
+                    f"The target's distribution after {self.sequences.lengths[row]} tokens of row {row} contains NaN, "
+                    "so that no token can be sampled. Check the target's weights and dtype (float16 overflows in some "
+                    "models)."
+                )
+        counts = self.sequences.append_rows(emitted)
+        paths = [path[:count] for path, count in zip(paths, counts, strict=True)]
+        if self.records.is_wanted:
+            for row, path in enumerate(paths):
+                for i, node in enumerate(path):
+                    self.records.add(columns[row] + i, row, scores[row, node], logits[row, node])
+        return paths
 
     def rows_without_last_token(self) -> list[int]:
         """See [`Selector.rows_without_last_token`]."""

@@ -38,6 +38,7 @@ class Sequences:
         self.batch_size, self.prompt_len = input_ids.shape
         self.lengths = [self.prompt_len] * self.batch_size
         self.finished = [False] * self.batch_size
+        self.new_tokens: list[list[int]] = [[] for _ in range(self.batch_size)]  # what rows got, on the host
         self.stopping_criteria = stopping_criteria
         self.streamer = streamer
         self.has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
@@ -113,19 +114,36 @@ class Sequences:
 
     # ------------------------------------------------------------------ one row at a time
 
-    def append_row(self, row: int, tokens: Sequence[int]) -> int:
+    def append_rows(self, tokens: Sequence[Sequence[int]]) -> list[int]:
         """
-        Append tokens to one row until it stops. Stopping is decided after every token.
+        Append tokens to every row until it stops. Stopping is decided after every token, row by row.
+
+        Args:
+            tokens (`Sequence[Sequence[int]]` of length `batch_size`): New tokens of every row; may be none.
 
         Returns:
-            `int`: How many of the tokens the row took.
+            `list[int]`: How many of the tokens each row took.
         """
-        self._reserve(self.lengths[row] + len(tokens))
-        self._buffer[row, self.lengths[row] : self.lengths[row] + len(tokens)] = torch.tensor(
-            tokens, device=self._buffer.device
-        )
+        self._reserve(max(n + len(new) for n, new in zip(self.lengths, tokens, strict=True)))
+        device = self._buffer.device
+        if self.batch_size == 1:
+            start = self.lengths[0]
+            self._buffer[0, start : start + len(tokens[0])] = torch.tensor(tokens[0], device=device)
+        else:  # all rows in one go
+            cells = [
+                (row, column, token)
+                for row, (start, new) in enumerate(zip(self.lengths, tokens, strict=True))
+                for column, token in enumerate(new, start)
+            ]
+            rows, columns, values = torch.tensor(cells, device=device).unbind(1)
+            self._buffer[rows, columns] = values
+        return [self._advance(row, new) for row, new in enumerate(tokens)]
+
+    def _advance(self, row: int, tokens: Sequence[int]) -> int:
+        """Take over tokens that are in the buffer already, until the row stops."""
         for count, token in enumerate(tokens, start=1):
             self.lengths[row] += 1
+            self.new_tokens[row].append(token)
             self.finished[row] = self._stops(row, token)
             if self.batch_size == 1:  # the token's turn has come: a batch waits for the whole column
                 self._stream(self.lengths[0])
@@ -135,9 +153,11 @@ class Sequences:
         return len(tokens)
 
     def _stops(self, row: int, token: int) -> bool:
-        ids = self._buffer[row : row + 1, : self.lengths[row]]
-        stops = [bool(criterion(ids, None)) for criterion in self._other_criteria]  # all of them, as plain `generate`
-        return any(stops) or token in self._eos_tokens or self.lengths[row] == self.max_length
+        stops = [token in self._eos_tokens, self.lengths[row] == self.max_length]
+        if self._other_criteria:  # all of them are asked, as by plain `generate`
+            ids = self._buffer[row : row + 1, : self.lengths[row]]
+            stops += [bool(criterion(ids, None)) for criterion in self._other_criteria]
+        return any(stops)
 
     def stream_columns(self) -> None:
         """Stream what all rows have by now."""
@@ -160,6 +180,8 @@ class Sequences:
         self._reserve(length + 1)
         self._buffer[:, length] = tokens
         self.lengths = [length + 1] * self.batch_size
+        for row, token in zip(self.new_tokens, tokens.tolist(), strict=True):
+            row.append(token)
         stops = self.stopping_criteria(self.ids.contiguous(), scores)
         self.finished = [done or stop for done, stop in zip(self.finished, stops.tolist(), strict=True)]
         self._stream(length + 1)

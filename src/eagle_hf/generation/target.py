@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers import Cache, CompileConfig, GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..features import FeatureReader
-from ..kv_cache import align_columns, keep_nodes
+from ..kv_cache import align_columns, capacity, clear_behind, keep_nodes
 from ..tree import DraftTree
-from .forward import cache_argument, forward_chain, forward_tree, takes_position_ids
+from .fixed_shapes import compiled_call
+from .forward import cache_argument, forward_chain, forward_tree
+from .lent_cache import LentCache, settle
 from .masks import TreeMasks
 from .recurrent import DeferredReplay, filled_length, has_recurrent_state
 from .rotary_switch import RotarySwitch
+from .step_inputs import StepInputs
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,21 @@ class PromptFeatures:
     What the draft learns from the prompt.
 
     Args:
-        features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * hidden_size)`):
-            Features of the last `seq_len` prompt columns, those that the prefill computed and whose next token is
-            known.
+        states (`list[torch.Tensor]`, each of shape `(batch_size, seq_len, hidden_size)`):
+            Hidden states that the draft reads, as the target returned them, without a copy: the last `seq_len` prompt
+            columns, those that the prefill computed and whose next token is known.
         positions (`torch.LongTensor` of shape `(batch_size, seq_len)`): Their positions.
         mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): `False` at padding; `None` without any.
     """
 
-    features: torch.Tensor
+    states: list[torch.Tensor]
     positions: torch.Tensor
     mask: torch.Tensor | None
+
+    @property
+    def seq_len(self) -> int:
+        """Columns of the prompt whose features are known."""
+        return self.positions.shape[1]
 
 
 class Target:
@@ -43,6 +51,7 @@ class Target:
         model_kwargs (`dict`): As prepared by `generate`; holds the cache.
         reader ([`FeatureReader`]): Reads the features that the draft wants.
         is_tree (`bool`): Whether the target can verify trees; otherwise only chains, through its own causal mask.
+        max_nodes (`int`): Nodes of the largest tree, the root included.
     """  # noqa: D205
 
     def __init__(
@@ -52,6 +61,7 @@ class Target:
         model_kwargs: dict[str, Any],
         reader: FeatureReader,
         is_tree: bool,
+        max_nodes: int,
     ):
         self.model = model
         self.generation_config = generation_config
@@ -63,11 +73,29 @@ class Target:
         self.rotary_switch: RotarySwitch | None = None
         self._ids = torch.empty(0)  # (batch_size, length): the text, where a rotary switch lies ahead
         self._tree_tokens = torch.empty(0)
+        self._compiled = (
+            compiled_call(model, model_kwargs, generation_config) if is_tree and not reader.has_hook else None
+        )
+        self.max_nodes = max_nodes
         self.num_forwards = 0
         self.lengths: list[int] = []  # committed columns of the cache, per row
         self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
         self._states: list[torch.Tensor] = []  # hidden states that the draft reads
-        self._recorded: list[tuple[Any, bool]] = []
+        self._lent: LentCache | None = None
+
+    @property
+    def has_fixed_shapes(self) -> bool:
+        """
+        Whether all trees are made equally large: where steps are compiled, every size would be a CUDA graph of its own.
+        A CPU compiles for all sizes at once.
+        """
+        return self._compiled is not None and self.model.device.type != "cpu"
+
+    def compiling(self) -> tuple[CompileConfig | None, int | None]:
+        """How the target's steps are compiled, `None` if they are not, and the columns of its cache."""
+        if self._compiled is None:
+            return None, None
+        return self.generation_config.compile_config or CompileConfig(), capacity(self.cache)
 
     # ------------------------------------------------------------------ prompt
 
@@ -88,16 +116,16 @@ class Target:
         self._states = self.reader.states(outputs.hidden_states)
         # Phi-3 leaves the cache it was given empty, and makes one of its own, where a prompt is beyond its switch.
         self.cache = getattr(outputs, cache_argument(self.model), None) or self.cache
+        self._inputs = StepInputs(self.model, input_ids, self.model_kwargs, outputs)
         past_len = filled_length(self.cache, self._states[0].shape[1])
         self.lengths = [past_len] * len(outputs.logits)
         mask = self.model_kwargs.get("attention_mask")
         self._prompt_mask = None if mask is None else mask[:, -past_len:].bool()
         positions = self.model_kwargs.get("position_ids")
-        if not takes_position_ids(self.model):  # then the model counts columns, padding or not
+        if (
+            positions is None
+        ):  # `forward` does not name them: plain `generate` passes none, and the target counts columns
             positions = torch.arange(past_len, device=outputs.logits.device)[None]
-        elif positions is None:
-            real = mask if mask is not None else torch.ones(1, past_len, dtype=torch.long, device=outputs.logits.device)
-            positions = (real.cumsum(-1) - 1).clamp(min=0)
         self._prompt_positions = positions  # (batch_size or 1, len), or (3, batch_size, len) for multimodal rotary
         self._root_position = positions[..., -1:] + 1  # (..., batch_size or 1, 1)
         config, max_length = self.model.config.get_text_config(decoder=True), self.generation_config.max_length
@@ -107,8 +135,7 @@ class Target:
         if has_recurrent_state(self.cache):
             pad_token = self.generation_config._pad_token_tensor
             self.replay = DeferredReplay(self.model, self.cache, pad_token=0 if pad_token is None else int(pad_token))
-        else:
-            self._record_past()
+        self._lent = LentCache(self.cache, self.generation_config.max_length, records_past=self.replay is None)
         return outputs.logits[:, -1:]
 
     def prompt_features(self, num_known_tokens: int) -> PromptFeatures:
@@ -118,11 +145,11 @@ class Target:
         Args:
             num_known_tokens (`int`): Prompt tokens whose ids are known; 0 where the prompt was given as embeddings.
         """
-        features = self._features()
-        seq_len = min(features.shape[1], max(num_known_tokens, 1))
+        states, self._states = self._states, []  # nothing but the draft needs them, and they are long
+        seq_len = min(states[0].shape[1], max(num_known_tokens, 1))
         positions = self._text_positions(self._prompt_positions)[:, -seq_len:].expand(len(self.lengths), -1)
         mask = None if self._prompt_mask is None else self._prompt_mask[:, -seq_len:]
-        return PromptFeatures(features[:, -seq_len:], positions, mask)
+        return PromptFeatures([state[:, -seq_len:] for state in states], positions, mask)
 
     # ------------------------------------------------------------------ steps
 
@@ -139,6 +166,11 @@ class Target:
         max_positions = getattr(config, "max_position_embeddings", None)
         return depth if not max_positions else min(depth, max(max_positions - 1 - max(self.lengths), 0))
 
+    def fit(self, tree: DraftTree) -> DraftTree:
+        """As much of the tree as there is room for in a cache of fixed size."""
+        columns = capacity(self.cache)
+        return tree if columns is None else tree.first(columns - max(self.lengths))
+
     def verify(self, tree: DraftTree) -> torch.Tensor:
         """
         Run all nodes of the trees in one forward.
@@ -146,18 +178,30 @@ class Target:
         Returns:
             `torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`: Logits after every node.
         """
-        self._num_nodes, self._tree_tokens = tree.num_nodes, tree.tokens
+        num_nodes, self._tree_tokens = tree.num_nodes, tree.tokens
+        if self.has_fixed_shapes and num_nodes > 1:
+            tree = tree.padded(min(self.max_nodes, cast(int, capacity(self.cache)) - max(self.lengths)))
+        self._num_nodes = tree.num_nodes
         with self.reader:
             outputs = self._forward(tree, output_hidden_states=self.reader.output_hidden_states)
         self.num_forwards += 1
+        # A forward may begin with tokens that are read again, whose outputs are no news.
         self._states = [state[:, -tree.num_nodes :] for state in self.reader.states(outputs.hidden_states)]
-        return outputs.logits[:, -tree.num_nodes :]
+        logits = outputs.logits[:, -tree.num_nodes :]
+        if self.has_fixed_shapes:  # CUDA graphs write the outputs of every replay to the same place
+            self._states = [states.clone() for states in self._states]
+            return logits[:, :num_nodes].clone()
+        return logits
 
     def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
         if self.rotary_switch is not None and self.rotary_switch.is_plain_step(*self._root_place()):
             return self._plain_step(tree.tokens, **kwargs)
+        kwargs["step_inputs"] = self._inputs
         if self.is_tree:
-            return forward_tree(self.model, tree, self._root_position, self.lengths, self.cache, self._masks, **kwargs)
+            call = self._compiled or self.model
+            return forward_tree(
+                self.model, tree, self._root_position, self.lengths, self.cache, self._masks, call=call, **kwargs
+            )
         if self.replay is None:
             return self._forward_chain(tree, 0, **kwargs)
         with self.replay.as_single_steps():
@@ -194,10 +238,13 @@ class Target:
             position_ids=torch.cat([self._prompt_positions.expand(*new.shape[:-1], -1), new], dim=-1),
             use_cache=True,
         )
+        prepared = self._inputs.for_nodes(1) | prepared
         outputs = self.model(**prepared, return_dict=True, **kwargs)
         if outputs.past_key_values is not self.cache:
+            if self._lent is not None:
+                self._lent.give_back(is_seen=self.outlives_generate)
             self.cache = self._masks.cache = outputs.past_key_values
-            self._record_past()
+            self._lent = LentCache(self.cache, self.generation_config.max_length)
         return outputs
 
     def _forward_chain(self, chain: DraftTree, num_pending: int, **kwargs: Any) -> CausalLMOutputWithPast:
@@ -212,7 +259,7 @@ class Target:
         """Let a recurrent state that outlives this call read what it still lacks."""
         if self.replay is not None and self.replay.num_pending and self.outlives_generate:
             with self.replay.as_single_steps():
-                self._forward_chain(self.replay.replay(), self.replay.num_pending)
+                self._forward_chain(self.replay.replay(), self.replay.num_pending, step_inputs=self._inputs)
             self.num_forwards += 1
             self.replay.caught_up()
 
@@ -238,7 +285,8 @@ class Target:
         return self._features(index)
 
     def _keep(self, paths: Sequence[Sequence[int]]) -> None:
-        if self.is_tree:
+        settle(self.cache)
+        if self.is_tree or capacity(self.cache) is not None:
             self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
         else:  # a chain, all rows by the same number of nodes
             if self.replay is not None:
@@ -248,12 +296,11 @@ class Target:
             self.lengths = [length + len(paths[0]) for length in self.lengths]
         self._num_nodes = 0
 
-    def _features(self, index: torch.Tensor | None = None) -> torch.Tensor:
-        """The captured hidden states, concatenated; only columns `index` of shape `(batch_size, k)` where given."""
-        states = self._states
-        if index is not None:
-            rows = torch.arange(len(index), device=index.device)[:, None]
-            states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
+    def _features(self, index: torch.Tensor) -> torch.Tensor:
+        """The captured hidden states at columns `index` of shape `(batch_size, k)`, concatenated."""
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        states = [s.to(index.device) for s in self._states]
+        states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
         return self.reader.concatenate(states)
 
     @staticmethod
@@ -261,15 +308,6 @@ class Target:
         return positions if positions.dim() == 2 else positions[0]
 
     # ------------------------------------------------------------------ cache
-
-    def _record_past(self) -> None:
-        """
-        Keep sliding layers from cutting their window before the accepted nodes are known. Only after the prefill: until
-        then they would hold the whole prompt.
-        """
-        self._recorded += [(layer, layer.record_past) for layer in self.cache.layers if hasattr(layer, "record_past")]
-        for layer, _ in self._recorded:
-            layer.record_past = True
 
     @property
     def outlives_generate(self) -> bool:
@@ -284,5 +322,7 @@ class Target:
             self.replay.undo()
         if self.is_tree and self.lengths:
             align_columns(self.cache, self.lengths)
-        for layer, recorded in self._recorded:
-            layer.record_past = recorded
+            if self.outlives_generate:
+                clear_behind(self.cache, max(self.lengths))
+        if self._lent is not None:
+            self._lent.give_back(is_seen=self.outlives_generate)

@@ -1,0 +1,61 @@
+"""
+Fixed shapes: static caches with room for a tree, and the compiled forward that they allow.
+
+Plain `generate` sizes a static cache for the last token it will hold. Verification writes a whole tree behind the
+committed columns and takes most of it back, so that it needs room for one tree more:
+
+```text
+committed columns                                    | one tree | spare
+a b c d e f ...                    (max_length - 1)  | r0 n1 n2 |
+```
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from transformers import Cache, CompileConfig, GenerationConfig, PreTrainedModel, StaticCache
+
+from ..kv_cache import capacity
+
+
+_STEP = 64  # capacities are multiples of it, so that calls with slightly other limits need no new graph
+
+
+def with_room(model: PreTrainedModel, cache: Cache, num_nodes: int) -> Cache:
+    """
+    The cache to generate with: a static one that `generate` has just made is replaced by one with room for a tree.
+    Those of users stay as they are; trees shrink where they end.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The target.
+        cache ([`~transformers.Cache`]): As prepared by `generate`.
+        num_nodes (`int`): Nodes of the largest tree, the root included.
+    """
+    columns = capacity(cache)
+    if columns is None or getattr(cache, "_is_user_defined", False) or not isinstance(cache, StaticCache):
+        return cache
+    columns = -(-(columns + num_nodes) // _STEP) * _STEP
+    return StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=columns)
+
+
+def compiled_call(
+    model: PreTrainedModel, model_kwargs: dict[str, Any], generation_config: GenerationConfig
+) -> Callable[..., Any] | None:
+    """
+    The compiled forward of the target, where plain `generate` would compile its steps; and also on a CPU if a
+    `compile_config` was passed, since this asks for it.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The target.
+        model_kwargs (`dict`): As prepared by `generate`; holds the cache.
+        generation_config ([`~transformers.GenerationConfig`]): As prepared by `generate`.
+    """
+    config: CompileConfig | None = generation_config.compile_config
+    if config is not None and model.device.type == "cpu":
+        generation_config = copy.copy(generation_config)
+        generation_config.compile_config = copy.copy(config)
+        generation_config.compile_config._compile_all_devices = True
+    if not model._valid_auto_compile_criteria(model_kwargs, generation_config):
+        return None
+    return model.get_compiled_call(config)

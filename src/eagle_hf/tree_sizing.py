@@ -1,0 +1,292 @@
+"""
+How large the next tree should be: worth its time, by what steps took and what the draft's confidence was worth so far.
+
+A step that adds more tokens takes longer. Measured on the steps of the running text, its time is taken to be
+
+```text
+seconds = plain + learn                             the head reads the features of accepted tokens
+                + draft + level * levels            it grows a tree
+                + node  * nodes                     the target verifies more nodes than the root
+```
+
+and a drafted token is worth the time that a token takes at present. So a node pays if its probability is at least
+`node / seconds per token`, another level if the tokens it may add are worth more than `level`, and drafting at all if
+the steps of late were faster than plain ones; if not, the head pauses, and tries again later.
+
+How probable a node is, the draft says by its confidence: probabilities of paths are close to the rates at which they
+are accepted (EAGLE-2, section 3), up to an exponent, which is fitted to what is accepted. Greedy decoding accepts the
+likeliest token more often than its probability says, sampling does not.
+
+Nothing here changes the text: whatever is drafted, the target's own tokens are kept.
+"""
+
+import copy
+import math
+import statistics
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+
+from .tree import DraftTree
+
+
+# What a step did besides verifying the root: whether the head learned, whether it drafted, levels, nodes drafted.
+Parts = tuple[int, int, int, int]
+
+
+@dataclass
+class FixedSizing:
+    """
+    Trees of the size that the options say.
+
+    Args:
+        threshold (`float`): Nodes below this probability are left out.
+    """
+
+    threshold: float = 0.0
+    is_measuring: ClassVar[bool] = False
+
+    def begin_step(self) -> bool:
+        """Drafts in every step."""
+        return True
+
+    def end_step(self, tokens: float) -> None:
+        """Learns nothing."""
+
+    def drafted(self, scores: torch.Tensor, levels: int) -> None:
+        """Learns nothing."""
+
+    def verifies(self, tree: DraftTree) -> None:
+        """Learns nothing."""
+
+    @property
+    def least_score(self) -> float | None:
+        """Log-probability that a node must have; `None` where any will do."""
+        return math.log(self.threshold) if self.threshold > 0 else None
+
+    def wants_level(self, scores: torch.Tensor, level: int) -> bool:
+        """
+        Whether to go on with level `level`, given the log-probabilities of the nodes above, of shape `(batch_size,
+        num_nodes)`. NaN is not unlikely: the level shows that the head is broken.
+        """
+        return self.least_score is None or not bool((scores < self.least_score).all())
+
+
+@dataclass
+class StepCosts:
+    """
+    Time of a step: what a plain one takes, and on top of it a linear function of what the step did, fitted to the
+    latest steps (least squares, older steps fading). Until there are some, drafting is taken to cost what it does where
+    the head is a few percent of its target.
+    """
+
+    # Share of a plain step: the head learns, drafts at all, per level, per node.
+    _PRIOR = (0.1, 0.1, 0.06, 0.02)
+    _SIZES = (1.0, 1.0, 4.0, 12.0)  # typical values of the same, which say how much the prior weighs
+    _FADING = 0.97
+
+    plain_steps: deque[float] = field(default_factory=lambda: deque(maxlen=7))  # seconds of the latest plain steps
+    extra: list[float] = field(default_factory=list)
+    _gram: torch.Tensor = field(default_factory=lambda: torch.zeros(4, 4, dtype=torch.float64))
+    _moment: torch.Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+
+    @property
+    def plain(self) -> float:
+        """Seconds of a plain step."""
+        return statistics.median(self.plain_steps)
+
+    def observe(self, parts: Parts, seconds: float) -> None:
+        """Learn from a step."""
+        if not any(parts):
+            self.plain_steps.append(seconds)
+        else:
+            x = torch.tensor(parts, dtype=torch.float64)
+            self._gram = self._FADING * self._gram + torch.outer(x, x)
+            self._moment = self._FADING * self._moment + (seconds - self.plain) * x
+        weights = torch.tensor(self._SIZES, dtype=torch.float64).square()
+        prior = self.plain * torch.tensor(self._PRIOR, dtype=torch.float64)
+        solution = torch.linalg.solve(self._gram + weights.diag(), self._moment + weights * prior).tolist()
+        least = 0.002 * self.plain  # nothing is free, whatever noise says
+        self.extra = [max(value, least) for value in solution]
+
+    def predict(self, parts: Parts) -> float:
+        """Seconds of a step."""
+        return self.plain + sum(value * part for value, part in zip(self.extra, parts, strict=True))
+
+
+@dataclass
+class TreeSizing:
+    """
+    Sizes the trees of one `generate` call after another; see the module's text.
+
+    Args:
+        costs ([`StepCosts`]): What steps took so far.
+        exponent (`float`): Rates at which paths are accepted are the draft's probabilities to this power.
+    """
+
+    _FIRST_PLAIN_STEPS = 3
+    _LONGEST_PAUSE = 64
+
+    costs: StepCosts = field(default_factory=StepCosts)
+    exponent: float = 1.0
+    num_plain_steps: int = 0
+    num_drafted_steps: int = 0
+    num_nodes: int = 0  # of all drafted trees
+    num_levels: int = 0
+    _seconds: float = 0.0  # of the latest steps, older ones fading
+    _tokens: float = 0.0
+    _saved: float = 0.0  # seconds that a drafted step saved of late
+    _spread: float = 0.0  # how far from that single steps were
+    _pause: int = 2  # steps of the next pause
+    _paused: int = 0  # steps of this pause still to come
+    is_measuring: bool = False  # whether the step has to be a plain one, so that its time is known
+    _started: float = 0.0
+    _parts: Parts | None = None
+    _is_first: bool = True  # of a text
+    _level_total: float = 0.0  # tokens that the level above adds
+    _expected: float = 0.0  # drafted tokens of this step that should be accepted
+
+    # ------------------------------------------------------------------ the size of a tree
+
+    def begin_step(self) -> bool:
+        """Whether to draft in this step. Must be followed by `end_step`, except at the end of a text."""
+        self._started = time.perf_counter()
+        self._parts, self._expected = (0, 0, 0, 0), 0.0
+        # Plain steps are measured anew in every text, as they take longer in longer ones.
+        self.is_measuring = self._is_first or len(self.costs.plain_steps) < self._FIRST_PLAIN_STEPS
+        if self.is_measuring:
+            self._is_first = False
+            return False
+        if self._paused:
+            self._paused -= 1
+            return False
+        self._parts = (1, 0, 0, 0)
+        return True
+
+    @property
+    def seconds_per_token(self) -> float:
+        """What a token takes at present, at most what it takes without drafts."""
+        return min(self.costs.plain, self._seconds / self._tokens) if self._tokens else self.costs.plain
+
+    @property
+    def least_score(self) -> float:
+        """Log-probability, as the draft sees it, that a node must have to pay."""
+        share = min(self.costs.extra[3] / self.seconds_per_token, 0.9)
+        return math.log(share) / self.exponent
+
+    def wants_level(self, scores: torch.Tensor, level: int) -> bool:
+        """
+        Whether level `level` pays; level 1 is there already, and the question is whether to verify anything.
+
+        Args:
+            scores (`torch.Tensor` of shape `(batch_size, num_nodes)`): Log-probabilities of the nodes of the level
+                above, or of level 1.
+            level (`int`): The level, 1 being the children of the root.
+        """
+        rates = torch.exp(scores.float() * self.exponent)
+        total = float(rates.sum()) / len(scores)  # tokens that these nodes add to a row
+        if math.isnan(total):
+            return True  # a broken head: the tree shows it
+        _, draft, per_level, per_node = self.costs.extra
+        # Levels fade at about the rate at which the last one did.
+        fading = min(total if level <= 2 else total / max(self._level_total, 1e-9), 0.95)
+        self._level_total = total
+        if level == 1:
+            return total * (1 + fading) * self.seconds_per_token > draft + per_node
+        return total * fading * self.seconds_per_token > per_level + per_node
+
+    # ------------------------------------------------------------------ what came of it
+
+    def drafted(self, scores: torch.Tensor, levels: int) -> None:
+        """Note the tree of this step: `scores` of its nodes, of shape `(batch_size, num_nodes)`, and its levels."""
+        nodes = scores.shape[1] - 1
+        if nodes:
+            self._parts = (1, 1, levels, nodes)
+            self._expected = float(torch.exp(scores[:, 1:].float() * self.exponent).sum()) / len(scores)
+
+    def verifies(self, tree: DraftTree) -> None:
+        """Note nodes of this step's tree that were not drafted but looked up."""
+        if self._parts is not None and tree.num_nodes - 1 > self._parts[3]:
+            retrieved = tree.scores[:, self._parts[3] + 1 :]
+            self._expected += float(retrieved.exp().sum()) / len(retrieved)
+            self._parts = (*self._parts[:3], tree.num_nodes - 1)
+
+    def end_step(self, tokens: float) -> None:
+        """Learn from the step: it took until now, and added `tokens` tokens to a row on average."""
+        parts = self._parts
+        if parts is None:
+            return
+        seconds = time.perf_counter() - self._started
+        self._parts = None
+        if self.costs.extra:
+            seconds = min(seconds, 2 * self.costs.predict(parts))  # something else took the processor
+        self.costs.observe(parts, seconds)
+        self._seconds = 0.95 * self._seconds + seconds
+        self._tokens = 0.95 * self._tokens + tokens
+        if not parts[0]:
+            self.num_plain_steps += 1
+            return
+        self.num_drafted_steps += 1
+        self.num_levels += parts[2]
+        self.num_nodes += parts[3]
+        if parts[3]:
+            error = (tokens - 1) - self._expected
+            self.exponent = min(max(self.exponent * math.exp(-0.02 * error), 0.2), 3.0)
+        self._judge(tokens * self.costs.plain - seconds)
+
+    def _judge(self, saved: float) -> None:
+        """
+        Pause where drafting has cost more than it saved, and clearly so: a few unlucky steps say little. Each pause is
+        longer than the last, until drafting pays again.
+        """
+        self._saved = 0.9 * self._saved + 0.1 * saved
+        self._spread = 0.9 * self._spread + 0.1 * abs(saved - self._saved)
+        if self._saved > 0:
+            self._pause = 2
+        elif self._saved < -0.3 * self._spread:
+            self._paused, self._pause = self._pause, min(2 * self._pause, self._LONGEST_PAUSE)
+            self._saved = -0.15 * self._spread  # the next try need not be as long as this one
+
+    def report(self) -> str:
+        """The choice and its reasons, in one sentence."""
+        if not self.num_drafted_steps:
+            return f"No drafts in {self.num_plain_steps} steps so far."
+        plain = 1000 * self.costs.plain
+        learn, draft, level, node = (1000 * value for value in self.costs.extra)
+        rate, share = f"p^{self.exponent:.2f}", math.exp(self.least_score)
+        return (
+            f"{self.num_drafted_steps} of {self.num_drafted_steps + self.num_plain_steps} steps drafted, on average "
+            f"{self.num_nodes / self.num_drafted_steps:.1f} nodes on {self.num_levels / self.num_drafted_steps:.1f} "
+            f"levels: a plain step takes {plain:.2f} ms, a tree {learn + draft:.2f} ms and {level:.2f} ms per level, "
+            f"verifying {node:.2f} ms per node; a path of probability p is accepted at a rate of {rate}, so that nodes "
+            f"pay from {share:.3f} on."
+        )
+
+
+_KNOWN: WeakKeyDictionary[object, dict[tuple, TreeSizing]] = WeakKeyDictionary()
+
+
+def known_sizing(draft: object, key: tuple) -> TreeSizing:
+    """
+    What earlier calls have learned about a draft in the same situation, to go on with; a copy, since several calls may
+    run at once.
+
+    Args:
+        draft ([`EagleDraftModel`]): The head.
+        key (`tuple`): The situation: target, device, dtype, batch size, sampling.
+    """
+    sizing = copy.deepcopy(_KNOWN.get(draft, {}).get(key, TreeSizing()))
+    # Costs and confidence hold in the next text too; whether drafting pays in it is seen anew.
+    sizing._is_first, sizing._parts = True, None
+    sizing._saved, sizing._pause, sizing._paused = 0.0, 2, 0
+    sizing.num_plain_steps = sizing.num_drafted_steps = sizing.num_nodes = sizing.num_levels = 0
+    return sizing
+
+
+def remember(draft: object, key: tuple, sizing: TreeSizing) -> None:
+    """Keep what a call has learned for the next one."""
+    _KNOWN.setdefault(draft, {})[key] = sizing

@@ -1,0 +1,36 @@
+"""Trees sized by measurement change how fast a text comes, never the text."""
+
+import pytest
+import torch
+from conftest import use_options
+from doubles import random_draft
+from test_lossless import PROMPT_LENGTHS, left_padded_prompts, target_of
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3-mixed", "deepseek-v3-mla"])
+@pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("lengths", [PROMPT_LENGTHS[:1], PROMPT_LENGTHS], ids=["single", "ragged"])
+def test_the_text_is_that_of_plain_generate(name, do_sample, lengths):
+    target, inputs = target_of(name), left_padded_prompts(lengths)
+    draft = use_options(random_draft(target), draft_tree="auto", num_assistant_tokens=8, draft_depth=4, draft_width=3)
+    for seed in range(2):  # the second call starts with what the first has learned
+        torch.manual_seed(seed)
+        plain = target.generate(**inputs, max_new_tokens=30, do_sample=do_sample, eos_token_id=5)
+        plain_state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        ours = target.generate(
+            **inputs, max_new_tokens=30, do_sample=do_sample, eos_token_id=5, assistant_model=draft,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+        assert torch.equal(plain, ours.sequences)
+        assert torch.equal(plain_state, torch.get_rng_state())
+        assert "steps" in ours.tree_sizing.report()
+
+
+def test_a_broken_head_never_changes_the_text():
+    target, inputs = target_of("llama"), left_padded_prompts(PROMPT_LENGTHS)
+    draft = use_options(random_draft(target), draft_tree="auto")
+    with torch.no_grad():
+        draft.lm_head.weight.fill_(torch.nan)
+    settings = {**inputs, "max_new_tokens": 30, "do_sample": False}
+    assert torch.equal(target.generate(**settings), target.generate(**settings, assistant_model=draft))

@@ -1,0 +1,170 @@
+"""Trees sized by what steps took: costs are found out, nodes and levels pay or do not, hopeless drafts pause."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from eagle_hf import DraftTree, tree_sizing
+from eagle_hf.tree_sizing import FixedSizing, StepCosts, TreeSizing, known_sizing, remember
+
+
+PLAIN, LEARN, DRAFT, LEVEL, NODE = 0.010, 0.001, 0.002, 0.0008, 0.0002  # seconds
+
+
+class Machine:
+    """A clock, and a target with a draft: steps take what they take, drafted nodes are accepted at given rates."""
+
+    def __init__(self, monkeypatch, accept, noise=0.0, seed=0):
+        self.now, self.accept, self.noise, self.random = 0.0, accept, noise, random.Random(seed)
+        monkeypatch.setattr(tree_sizing.time, "perf_counter", lambda: self.now)
+
+    def run(self, sizing, steps, confidence, width=3, depth=5):
+        """The time that `steps` steps took, their tokens, and in how many the head ran."""
+        start, tokens, learned = self.now, 0, 0
+        for _ in range(steps):
+            seconds, added = PLAIN, 1
+            if sizing.begin_step():
+                learned += 1
+                seconds += LEARN
+                levels, nodes = 0, 0
+                scores = torch.full((1, width), math.log(confidence / width))
+                all_scores = [torch.zeros(1, 1)]
+                while levels < depth and sizing.wants_level(scores, levels + 1):
+                    levels += 1
+                    all_scores.append(scores)
+                    scores = scores + math.log(confidence)
+                if levels:
+                    tree = torch.cat(all_scores, dim=1)
+                    tree = tree[:, : 1 + int((tree[:, 1:] >= sizing.least_score).sum())]
+                    nodes = tree.shape[1] - 1
+                    sizing.drafted(tree, levels)
+                    reached = -(-nodes // width)
+                    while added <= reached and self.random.random() < self.accept:
+                        added += 1
+                if nodes:
+                    seconds += DRAFT + LEVEL * levels + NODE * nodes
+            self.now += seconds * (1 + self.noise * self.random.random())
+            tokens += added
+            sizing.end_step(added)
+        return self.now - start, tokens, learned
+
+
+def test_costs_are_those_of_the_machine():
+    costs, randomness = StepCosts(), random.Random(0)
+    for _ in range(3):
+        costs.observe((0, 0, 0, 0), PLAIN)
+    for _ in range(200):
+        drafts = randomness.random() < 0.8
+        levels, nodes = (randomness.randint(1, 6), randomness.randint(1, 20)) if drafts else (0, 0)
+        seconds = PLAIN + LEARN + (DRAFT + LEVEL * levels + NODE * nodes if drafts else 0)
+        costs.observe((1, int(drafts), levels, nodes), seconds)
+    assert costs.plain == PLAIN
+    assert costs.extra == pytest.approx([LEARN, DRAFT, LEVEL, NODE], rel=0.15)
+    assert costs.predict((1, 1, 4, 10)) == pytest.approx(PLAIN + LEARN + DRAFT + 4 * LEVEL + 10 * NODE, rel=0.02)
+
+
+def test_a_good_draft_is_used_in_every_step_and_pays(monkeypatch):
+    seconds, tokens, learned = Machine(monkeypatch, accept=0.8, noise=0.2).run(TreeSizing(), 200, confidence=0.8)
+    assert learned >= 195
+    assert tokens / seconds > 1.5 / PLAIN
+
+
+def test_a_hopeless_draft_that_is_sure_of_itself_costs_little(monkeypatch):
+    seconds, tokens, learned = Machine(monkeypatch, accept=0.0, noise=0.2).run(TreeSizing(), 400, confidence=0.9)
+    assert tokens == 400
+    assert learned < 40
+    assert seconds < 1.05 * 400 * PLAIN * 1.1  # the noise adds 10 % on average
+
+
+def test_a_draft_that_knows_that_it_does_not_know_costs_little(monkeypatch):
+    seconds, _, _ = Machine(monkeypatch, accept=0.05).run(TreeSizing(), 400, confidence=0.05)
+    assert seconds < 1.05 * 400 * PLAIN
+
+
+def test_drafting_starts_again_where_it_pays_again(monkeypatch):
+    machine, sizing = Machine(monkeypatch, accept=0.0), TreeSizing()
+    machine.run(sizing, 200, confidence=0.9)
+    machine.accept = 0.9
+    machine.run(sizing, 150, confidence=0.9)
+    *_, learned = machine.run(sizing, 100, confidence=0.9)
+    assert learned >= 90
+
+
+@pytest.mark.parametrize("accept", [0.5, 0.9])
+def test_the_exponent_makes_expected_tokens_those_that_are_accepted(monkeypatch, accept):
+    sizing, machine = TreeSizing(), Machine(monkeypatch, accept)
+    machine.run(sizing, 300, confidence=0.7)
+    expected = tokens = 0.0
+    for _ in range(300):
+        before = sizing.num_drafted_steps
+        _, new, _ = machine.run(sizing, 1, confidence=0.7)
+        if sizing.num_drafted_steps > before:
+            expected, tokens = expected + sizing._expected, tokens + new - 1
+    assert expected == pytest.approx(tokens, rel=0.15)
+
+
+def test_a_node_pays_if_its_tokens_are_worth_its_time():
+    sizing = TreeSizing(exponent=0.5)
+    sizing.costs.plain_steps.extend([PLAIN] * 3)
+    sizing.costs.extra = [LEARN, DRAFT, LEVEL, NODE]
+    assert math.exp(sizing.least_score) ** 0.5 == pytest.approx(NODE / PLAIN)
+    deep = torch.log(torch.tensor([[0.5, 0.2, 0.1]]))
+    assert sizing.wants_level(deep, 2)
+    assert not sizing.wants_level(deep - 8, 3)
+
+
+def test_a_broken_head_is_shown():
+    sizing = TreeSizing()
+    sizing.costs.observe((0, 0, 0, 0), PLAIN)
+    assert sizing.wants_level(torch.full((2, 3), math.nan), 1)
+    assert FixedSizing(0.1).wants_level(torch.full((2, 3), math.nan), 1)
+
+
+def test_the_report_names_its_reasons(monkeypatch):
+    sizing = TreeSizing()
+    assert "No drafts" in sizing.report()
+    Machine(monkeypatch, accept=0.7).run(sizing, 100, confidence=0.7)
+    report = sizing.report()
+    for reason in (" of 100 steps drafted", "ms per level", "nodes pay"):
+        assert reason in report
+
+
+def test_a_call_goes_on_with_what_earlier_ones_learned_and_shares_nothing(monkeypatch):
+    class Head:
+        pass
+
+    head, key = Head(), ("here",)
+    first = known_sizing(head, key)
+    Machine(monkeypatch, accept=0.7).run(first, 50, confidence=0.7)
+    remember(head, key, first)
+    second = known_sizing(head, key)
+    assert second.exponent == first.exponent
+    assert second.num_drafted_steps == 0
+    assert not second.begin_step()  # one plain step, to measure it in this text
+    assert second.begin_step()
+    second.costs.plain_steps.append(99.0)
+    assert 99.0 not in first.costs.plain_steps
+    assert known_sizing(head, ("elsewhere",)).exponent == 1.0
+
+
+def test_looked_up_nodes_make_a_step_no_plain_one():
+    """Its time must not count as that of a plain step; while plain steps are measured, nothing is looked up."""
+    sizing, tree = TreeSizing(), DraftTree.from_paths(3, [[5, 6, 7]])
+    while not sizing.begin_step():
+        assert sizing.is_measuring
+        sizing.end_step(1.0)
+    sizing.end_step(1.0)
+    measured = list(sizing.costs.plain_steps)
+    sizing._paused = 1
+    assert not sizing.begin_step()
+    assert not sizing.is_measuring
+    sizing.verifies(tree)
+    sizing.end_step(3.0)
+    assert list(sizing.costs.plain_steps) == measured
+    sizing._paused = 1
+    sizing.begin_step()
+    sizing.verifies(DraftTree.root_only(torch.tensor([3])))
+    sizing.end_step(1.0)
+    assert len(sizing.costs.plain_steps) == len(measured) + 1
