@@ -7,9 +7,9 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest test-version test-versions test-app lossless fuzz notebooks reference docs bench \
-	bench-loading bench-tasks bench-training bench-retrieval bench-long bench-batches soak profile sweep lint format \
-	types ci clean help
+.PHONY: demo test test-oldest test-version test-versions test-app architectures lossless fuzz notebooks reference docs \
+	bench bench-loading bench-tasks bench-training bench-retrieval bench-long bench-batches soak profile sweep lint \
+	format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ demo: $(VENV)/.ready ## Run the demo pair with and without its draft, offline
 
 test: $(VENV)/.ready ## Run the tests
 	HF_HUB_OFFLINE=1 EAGLE_HF_FAST_NOTEBOOKS=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake tests notebooks
+
+architectures: $(VENV)/.ready ## Check docs/architectures.md: every decoder of transformers with and without drafts
+	HF_HUB_OFFLINE=1 EAGLE_HF_EVERY_DECODER=1 $(BIN)/python -m pytest -n $(WORKERS) tests/generation/test_every_decoder.py
 
 OLDEST = $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 MIDDLE ?= 5.20

@@ -113,6 +113,13 @@ class ScriptedDrafter:
         self.is_stopped = True
 
 
+class ScriptedChainDrafter(ScriptedDrafter):
+    """As [`ScriptedDrafter`], for targets that verify chains only."""
+
+    def _shape(self, max_depth: int) -> list[int]:
+        return [-1, *range(max_depth)]
+
+
 def scripted(monkeypatch, make: Callable[[], ScriptedDrafter]) -> None:
     """Let the next calls of `generate` draft with what `make` returns."""
     monkeypatch.setattr("eagle_hf.generation.decoding.Drafter", lambda *args: make())

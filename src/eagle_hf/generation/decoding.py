@@ -19,6 +19,7 @@ from ..retrieval import Retrieval
 from ..tree import DraftTree
 from ..tree_sizing import known_sizing, remember
 from .fixed_shapes import with_room
+from .forward import cache_argument
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
 from .probe import can_verify_trees
@@ -68,17 +69,18 @@ def eagle_decoding(
     Returns:
         [`EagleGenerateOutput`] or `torch.LongTensor` of shape `(batch_size, length)`
     """
-    check_cache(model_kwargs.get("past_key_values"))
+    cache_name = cache_argument(model)
+    check_cache(model_kwargs.get(cache_name))
     is_tree = can_verify_trees(model)
     options = DraftOptions.from_generation_config(draft.generation_config)
     if not is_tree and options.draft_tree != "chain":
         logger.warning_once(
-            f"{type(model).__name__} verifies chains only, as its attention takes no mask per node: the draft proposes "
+            f"{type(model).__name__} verifies chains only, as its layers take no mask per node: the draft proposes "
             "chains. `draft.generation_config.draft_tree = 'chain'` says so without this warning."
         )
         options = options.as_chain()
 
-    model_kwargs["past_key_values"] = with_room(model, model_kwargs["past_key_values"], options.max_nodes)
+    model_kwargs[cache_name] = with_room(model, model_kwargs[cache_name], options.max_nodes)
     sequences = Sequences(input_ids, stopping_criteria, generation_config, streamer)
     target = Target(
         model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree, options.max_nodes
@@ -97,7 +99,9 @@ def eagle_decoding(
 
     try:
         logits = target.prefill(input_ids)
-        selector = make_selector(sequences, logits_processor, generation_config, records, logits, is_tree)
+        selector = make_selector(
+            sequences, logits_processor, generation_config, records, logits, target.rows_may_run_ahead
+        )
         selector.select(DraftTree.root_only(input_ids.new_zeros(len(input_ids))), logits)
         if not sequences.done:
             prompt = target.prompt_features(input_ids.shape[1])
@@ -125,7 +129,7 @@ def eagle_decoding(
         if target.outlives_generate and (late := selector.rows_without_last_token()):
             target.verify(DraftTree.root_only(sequences.newest()))
             target.keep([[0] if row in late else [] for row in range(sequences.batch_size)])
-        elif synced_gpus:  # another rank may have such rows
+        elif not target.catch_up() and synced_gpus:  # another rank may have such rows, or lag behind
             target.idle(sequences.newest())
     finally:
         target.release()

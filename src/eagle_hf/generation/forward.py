@@ -35,13 +35,14 @@ def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
     """
     config = model.config.get_text_config(decoder=True)
     on_cpu = model.device.type == "cpu"
+    is_ordinary = _ORDINARY_LAYERS.issuperset(getattr(config, "layer_types", None) or ())
     with _LOCK:
         # Other threads may be in a tree forward of this target, too: the first one in changes, the last one restores.
         implementation, users = _REPLACED.get(id(config), (config._attn_implementation, 0))
         _REPLACED[id(config)] = (implementation, users + 1)
         if "flash" in str(implementation):
             config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"
-        elif implementation == "sdpa" and on_cpu:
+        elif implementation == "sdpa" and on_cpu and is_ordinary:
             config._attn_implementation = GROUPED_SDPA
         replacement = config._attn_implementation
     try:
@@ -57,6 +58,8 @@ def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
 
 
 GROUPED_SDPA = "eagle_hf_grouped_sdpa"
+# Other layers, such as sparse ones with an indexer (DeepSeek-V3.2), ask for the name of the implementation.
+_ORDINARY_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def grouped_sdpa_attention(
@@ -86,6 +89,11 @@ def grouped_sdpa_attention(
 
 AttentionInterface.register(GROUPED_SDPA, grouped_sdpa_attention)
 AttentionMaskInterface.register(GROUPED_SDPA, sdpa_mask)
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """The name under which the target's forward takes its cache."""
+    return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def takes_position_ids(model: PreTrainedModel) -> bool:
@@ -155,4 +163,5 @@ def forward_chain(
         kwargs["position_ids"] = root_position + tree.depths
     if attention_mask is not None:
         kwargs["attention_mask"] = attention_mask
-    return model(input_ids=tree.tokens, past_key_values=cache, use_cache=True, return_dict=True, **kwargs)
+    kwargs[cache_argument(model)] = cache
+    return model(input_ids=tree.tokens, use_cache=True, return_dict=True, **kwargs)

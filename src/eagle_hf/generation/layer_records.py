@@ -168,3 +168,15 @@ def _node_attention(weights: torch.Tensor, row: int, node: int, keys: list[int],
     index = torch.tensor(keys, device=weights.device)
     cut = weights[row : row + 1, :, node : node + 1].index_select(-1, index)
     return cut if kv_len is None else F.pad(cut, (0, kv_len - len(keys)))
+
+
+def newest_outputs(outputs: CausalLMOutputWithPast, num_nodes: int) -> CausalLMOutputWithPast:
+    """Hidden states and attentions of the last `num_nodes` rows of a forward: what comes before is read again."""
+
+    def newest(tensors: LayerTensors | None) -> LayerTensors | None:
+        return None if tensors is None else tuple(None if x is None else x[..., -num_nodes:, :] for x in tensors)
+
+    return CausalLMOutputWithPast(
+        hidden_states=newest(outputs.hidden_states),
+        attentions=newest(outputs.attentions),
+    )
