@@ -276,7 +276,7 @@ class Target:
         return forward_chain(self.model, chain, self._root_position - num_pending, mask, self.cache, **kwargs)
 
     def catch_up(self) -> bool:
-        """Let a recurrent state that outlives this call read what it still lacks. Returns whether it lacked anything."""
+        """Let a recurrent state that outlives this call read what it still lacks; whether it lacked anything."""
         lags_behind = self.replay is not None and self.replay.num_pending > 0 and self.outlives_generate
         if self.replay is not None and lags_behind:
             with self.replay.as_single_steps():
