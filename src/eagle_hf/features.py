@@ -44,6 +44,7 @@ class FeatureReader:
         num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
         self.layer_ids = config.resolve_feature_layer_ids(num_layers)
         self._last = num_layers
+        self._width = config.target_hidden_size
         self._last_layer: nn.Module | None = None
         if config.reads_last_layer_before_norm(num_layers):
             self._last_layer = last_decoder_layer(model, num_layers)
@@ -82,9 +83,17 @@ class FeatureReader:
             hidden_states (`tuple` of `torch.Tensor`, *optional*): What the last forward returned under this name.
         """
         is_hooked = self._last_layer is not None
-        return [
+        states = [
             self._last_output if is_hooked and i == self._last else (hidden_states or ())[i] for i in self.layer_ids
         ]
+        for layer_id, state in zip(self.layer_ids, states, strict=True):
+            if state.dim() != 3 or state.shape[-1] != self._width:
+                raise ValueError(
+                    f"The draft reads the target's hidden state {layer_id}, which has the shape {tuple(state.shape)} "
+                    f"instead of (batch_size, seq_len, {self._width}): this target keeps several streams there, which "
+                    "no head reads. If its last hidden state is a single one, use a head with `feature_layer_ids=[-1]`."
+                )
+        return states
 
     @staticmethod
     def concatenate(states: list[torch.Tensor]) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Reports, figures and cards of a result: complete, readable without colour, and nothing that was not measured."""
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tiny_pair import tiny_pair, write_rows
 from eagle_hf import create_model_card
 from eagle_hf.benchmark import (
     BenchmarkSettings,
+    load_result,
     load_tasks,
     make_methods,
     markdown_report,
@@ -18,10 +20,12 @@ from eagle_hf.benchmark import (
     save_figures,
     write_card,
 )
+from eagle_hf.benchmark.card import tables
 from eagle_hf.benchmark.running import summary
 
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
+RECORDED = Path(__file__).parents[2] / "benchmarks" / "results" / "demo_tasks_cpu_2_threads.json"
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +118,7 @@ class TestCard:
     def test_measurements_are_rows_of_the_head(self, result, pair):
         measured = measurements(result, datasets={"one": "org/one"})
         assert [(task.task, task.temperature) for task in measured.results] == [
-            (task, temperature) for temperature in (0.0, 1.0) for task in ("one", "two", "all")
+            (task, temperature) for temperature in (0.0, 1.0) for task in ("one", "two", "all tasks")
         ]
         assert measured.results[0].dataset == "org/one"
         assert measured.tokens_compared == sum(
@@ -151,6 +155,17 @@ class TestCard:
         assert (after.data.license, after.data.base_model) == (before.data.license, before.data.base_model)
         assert {evaluation.metric_type for evaluation in after.data.eval_results} == {"acceptance_length", "speedup"}
 
+    def test_a_head_that_was_trained_again_is_refused(self, result, pair, tmp_path):
+        draft = copy.deepcopy(pair[1])
+        draft.lm_head.weight.data *= 1.01
+        draft.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="are not those that were measured"):
+            write_card(result, tmp_path)
+
     def test_the_result_of_another_head_is_refused(self, result):
         with pytest.raises(ValueError, match="Measure the head of this folder"):
             write_card(result, CARDS / "EAGLE3-demo-llama-7m")
+
+    @pytest.mark.skipif(not RECORDED.exists(), reason="no run of `make bench-tasks` is recorded")
+    def test_the_card_of_the_demo_head_holds_the_recorded_run(self):
+        assert tables(load_result(RECORDED)) in (CARDS / "EAGLE3-demo-llama-7m" / "README.md").read_text()

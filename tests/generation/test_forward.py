@@ -81,6 +81,18 @@ def test_the_implementation_comes_back_after_an_exception():
     assert target.config._attn_implementation == "sdpa"
 
 
+def test_threads_that_overlap_restore_the_implementation():
+    """The second thread enters while the first one has replaced it, and leaves last."""
+    target = tiny_target("llama")
+    first, second = tree_attention(target), tree_attention(target)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert target.config._attn_implementation == GROUPED_SDPA  # the second one is still inside
+    second.__exit__(None, None, None)
+    assert target.config._attn_implementation == "sdpa"
+
+
 class TestGroupedAttention:
     module = torch.nn.Module()
     module.num_key_value_groups, module.is_causal = 2, True

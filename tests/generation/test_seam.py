@@ -158,15 +158,6 @@ class TestRefusals:
         monkeypatch.setattr(type(target), "_is_stateful", True)
         self.check(target, draft, "recurrent state")
 
-    def test_outputs_of_single_positions(self, target, draft):
-        for name in ("output_hidden_states", "output_attentions"):
-            self.check(
-                target, draft, f"`{name}=True`, which is not available", **{name: True}, return_dict_in_generate=True
-            )
-
-    def test_synced_gpus(self, target, draft):
-        self.check(target, draft, "`synced_gpus=True`", synced_gpus=True)
-
     def test_misspelt_draft_options(self, target, draft):
         draft.generation_config.draft_widht = 3
         self.check(target, draft, "unknown draft options")

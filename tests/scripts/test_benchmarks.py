@@ -39,6 +39,13 @@ def test_speed_reports_ratios_of_equal_tokens_only(tmp_path):
         assert result[run_name]["mean_acceptance_length"] >= 1
 
 
+def test_lossless_counts_every_case(tmp_path):
+    printed = run("lossless", "--cases", 8, "--first", 3, "--workers", 1, "--json", tmp_path / "r.json")
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert (result["calls"], result["cases"], result["mismatches"]) == (2, 8, 0)
+    assert printed.splitlines()[-1].startswith("8 cases (2 calls, ")
+
+
 def test_profile_names_every_part_of_a_step():
     printed = run("profile_step", "--repeats", 1)
     for part in ("draft", "tree", "verify", "walk", "cache", "rest", "step"):

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 SCRIPT = Path(__file__).parent / "run_training.py"
 
 
-def start(command: list[str], world_size: int) -> None:
-    """Run a script in so many processes."""
+def start(command: list[str], world_size: int, timeout: int = 240) -> None:
+    """Run a script in so many processes, for at most `timeout` seconds."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
@@ -35,7 +35,7 @@ def start(command: list[str], world_size: int) -> None:
         for rank in range(world_size)
     ]
     for process in processes:
-        _, stderr = process.communicate(timeout=240)
+        _, stderr = process.communicate(timeout=timeout)
         assert process.returncode == 0, stderr[-4000:]
 
 

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard
 
 from ..model_card import Measurements, TaskResult, create_model_card, eval_results
 from ..modeling_eagle import EagleDraftModel
 from .averages import ALL
+from .environment import weights_digest
 from .methods import EAGLE, PLAIN
 from .report import conditions, depth_table, number
 
@@ -43,7 +45,7 @@ def measurements(result: Mapping[str, Any], datasets: Mapping[str, str] | None =
         low, high = row["speedup"]["first_quartile"], row["speedup"]["third_quartile"]
         tasks.append(
             TaskResult(
-                task,
+                "all tasks" if task == ALL else task,
                 row["tau"],
                 row["prompts"],
                 temperature,
@@ -98,14 +100,15 @@ def write_card(result: Mapping[str, Any], folder: str | Path) -> Path:
     folder = Path(folder)
     path = folder / "README.md"
     draft = EagleDraftModel.from_pretrained(folder)
-    if draft.num_parameters() != result["draft"]["parameters"]:
+    draft.to(getattr(torch, result["draft"]["dtype"]))
+    if weights_digest(draft) != result["draft"]["weights"]:
         raise ValueError(
-            f"{folder} holds a head of {draft.num_parameters():,} parameters, and the result is that of one of "
-            f"{result['draft']['parameters']:,} ({result['draft']['name']}). Measure the head of this folder."
+            f"The weights in {folder} are not those that were measured ({result['draft']['name']}, "
+            f"{result['draft']['parameters']:,} parameters). Measure the head of this folder."
         )
     measured = measurements(result)
     if not path.exists():
-        create_model_card(draft, folder.name, measurements=measured).save(path)
+        create_model_card(EagleDraftModel.from_pretrained(folder), folder.name, measurements=measured).save(path)
         return path
     card = ModelCard.load(path, ignore_metadata_errors=True)
     text = re.sub(f"{BEGIN}.*?{END}\n*", "", card.text, flags=re.DOTALL)

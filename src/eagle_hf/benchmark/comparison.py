@@ -140,17 +140,17 @@ def _are_equal(records: Sequence[dict[str, Any]]) -> bool:
 
 
 def _change(task: str, temperature: float, figure: str, pairs: Sequence[tuple[Any, Any]]) -> Change | None:
-    medians = [[_sums(record, figure, None) for record in side] for side in zip(*pairs, strict=True)]
-    values = [_ratio(sums) for sums in medians]
+    values = [_ratio([_sums(record, figure, None) for record in side]) for side in zip(*pairs, strict=True)]
     if not all(values):
         return None
+    drawn_from = [tuple(_by_repeat(record, figure) for record in pair) for pair in pairs]
     generator = random.Random(0)
     changes = []
     for _ in range(RESAMPLINGS):
-        drawn = generator.choices(pairs, k=len(pairs))
-        resampled = [_ratio([_sums(record, figure, generator) for record in side]) for side in zip(*drawn, strict=True)]
-        if all(resampled):
-            changes.append(resampled[1] / resampled[0])
+        drawn = generator.choices(drawn_from, k=len(pairs))
+        before, after = (_ratio([generator.choice(repeats) for repeats in side]) for side in zip(*drawn, strict=True))
+        if before and after:
+            changes.append(after / before)
     changes.sort()
     low, high = (changes[int(share * len(changes))] for share in (0.025, 0.975))
     return Change(task, temperature, figure, values[0], values[1], low, high, len(pairs))
@@ -165,8 +165,14 @@ def _ratio(sums: Sequence[tuple[float, ...]]) -> float:
     return value
 
 
-def _sums(record: dict[str, Any], figure: str, generator: random.Random | None) -> tuple[float, ...]:
-    """Numerators and denominators of a figure for a prompt, with median times, or with those of a repeat at random."""
+def _by_repeat(record: dict[str, Any], figure: str) -> list[tuple[float, ...]]:
+    """The sums of a prompt in each of its repeats."""
+    count = min(len(answer["seconds"]) for method in (PLAIN, EAGLE) for answer in answers([record], method))
+    return [_sums(record, figure, repeat) for repeat in range(count)]
+
+
+def _sums(record: dict[str, Any], figure: str, repeat: int | None) -> tuple[float, ...]:
+    """Numerators and denominators of a figure for a prompt, with the times of a repeat, or with median times."""
     if figure == "tau":
         lengths = [n for answer in answers([record], EAGLE) for n in answer["acceptance_lengths"]]
         return sum(lengths), len(lengths)
@@ -176,7 +182,7 @@ def _sums(record: dict[str, Any], figure: str, generator: random.Random | None) 
         for answer in answers([record], method):
             times = answer["seconds"]
             tokens += answer["num_tokens"]
-            seconds += statistics.median(times) if generator is None else generator.choice(times)
+            seconds += statistics.median(times) if repeat is None else times[repeat]
         return tokens, seconds
 
     tokens, seconds = sums_of(PLAIN)

@@ -19,11 +19,13 @@ from ..retrieval import Retrieval
 from ..tree import DraftTree
 from ..tree_sizing import known_sizing, remember
 from .fixed_shapes import with_room
+from .forward import cache_argument
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
 from .probe import can_verify_trees
 from .selection import Records, make_selector
 from .sequences import Sequences
+from .sharded_weights import whole
 from .target import Target
 
 
@@ -38,6 +40,7 @@ def eagle_decoding(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     draft: EagleDraftModel,
+    synced_gpus: bool = False,
     streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
 ) -> EagleGenerateOutput | torch.Tensor:
@@ -59,27 +62,32 @@ def eagle_decoding(
         model ([`~transformers.PreTrainedModel`]): The target.
         input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs:
             As `generate` prepares them for its decoding methods.
+        synced_gpus (`bool`): Whether every rank runs as many forwards of the target as the slowest one, which targets
+            with weights spread over ranks need (DeepSpeed ZeRO-3, FSDP).
         draft ([`EagleDraftModel`]): The draft head.
 
     Returns:
         [`EagleGenerateOutput`] or `torch.LongTensor` of shape `(batch_size, length)`
     """
-    check_cache(model_kwargs.get("past_key_values"))
+    cache_name = cache_argument(model)
+    check_cache(model_kwargs.get(cache_name))
     is_tree = can_verify_trees(model)
     options = DraftOptions.from_generation_config(draft.generation_config)
     if not is_tree and options.draft_tree != "chain":
         logger.warning_once(
-            f"{type(model).__name__} verifies chains only, as its attention takes no mask per node: the draft proposes "
+            f"{type(model).__name__} verifies chains only, as its layers take no mask per node: the draft proposes "
             "chains. `draft.generation_config.draft_tree = 'chain'` says so without this warning."
         )
         options = options.as_chain()
 
-    model_kwargs["past_key_values"] = with_room(model, model_kwargs["past_key_values"], options.max_nodes)
+    model_kwargs[cache_name] = with_room(model, model_kwargs[cache_name], options.max_nodes)
     sequences = Sequences(input_ids, stopping_criteria, generation_config, streamer)
     target = Target(
         model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree, options.max_nodes
     )
     embed_tokens, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
+    if synced_gpus:  # ranks draft on their own, without waiting for the others
+        embed_tokens, lm_head = whole(embed_tokens), whole(lm_head)
     situation = (id(model), str(model.device), model.dtype, len(input_ids), generation_config.do_sample)
     sizing = known_sizing(draft, situation) if options.draft_tree == "auto" else None
     drafter = Drafter(draft, options, embed_tokens, lm_head, *target.compiling(), sizing)
@@ -91,14 +99,19 @@ def eagle_decoding(
 
     try:
         logits = target.prefill(input_ids)
-        selector = make_selector(sequences, logits_processor, generation_config, records, logits, is_tree)
+        selector = make_selector(
+            sequences, logits_processor, generation_config, records, logits, target.rows_may_run_ahead
+        )
         selector.select(DraftTree.root_only(input_ids.new_zeros(len(input_ids))), logits)
         if not sequences.done:
             prompt = target.prompt_features(input_ids.shape[1])
             following = sequences.ids[:, -prompt.seq_len :]
             drafter.read_prompt(prompt.states, following, prompt.positions, prompt.mask)
             del prompt  # a long prompt has long states
-        while not sequences.done:
+        while model._has_unfinished_sequences(sequences.done, synced_gpus, device=input_ids.device):
+            if sequences.done:  # but other ranks are not
+                target.idle(sequences.newest())
+                continue
             open_rows, max_depth = sequences.open_rows(), target.clamp_depth(sequences.max_draft_depth())
             tree = drafter.grow(sequences.newest(), max_depth)
             if retrieval is not None and not drafter.sizing.is_measuring:
@@ -116,6 +129,8 @@ def eagle_decoding(
         if target.outlives_generate and (late := selector.rows_without_last_token()):
             target.verify(DraftTree.root_only(sequences.newest()))
             target.keep([[0] if row in late else [] for row in range(sequences.batch_size)])
+        elif not target.catch_up() and synced_gpus:  # another rank may have such rows, or lag behind
+            target.idle(sequences.newest())
     finally:
         target.release()
     selector.finish()
@@ -130,6 +145,8 @@ def eagle_decoding(
         sequences=sequences.ids.clone(),
         scores=records.scores,
         logits=records.logits,
+        attentions=target.layer_records.attentions,
+        hidden_states=target.layer_records.hidden_states,
         past_key_values=target.cache,
         acceptance_lengths=history.acceptance_lengths,
         target_forwards=target.num_forwards,

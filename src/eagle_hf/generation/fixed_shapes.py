@@ -36,7 +36,14 @@ def with_room(model: PreTrainedModel, cache: Cache, num_nodes: int) -> Cache:
     if columns is None or getattr(cache, "_is_user_defined", False) or not isinstance(cache, StaticCache):
         return cache
     columns = -(-(columns + num_nodes) // _STEP) * _STEP
-    return StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=columns)
+    roomy = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=columns)
+    roomy.plain_capacity = capacity(cache)
+    return roomy
+
+
+def plain_capacity(cache: Cache) -> int | None:
+    """How many columns plain `generate` would have here, which its attentions are wide; `None` for growing caches."""
+    return getattr(cache, "plain_capacity", capacity(cache))
 
 
 def compiled_call(

@@ -1,6 +1,7 @@
 """One forward of the target over draft nodes, and how its attention is told what each node sees."""
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,10 @@ from .masks import TreeMasks
 from .step_inputs import StepInputs
 
 
+_LOCK = threading.Lock()
+_REPLACED: dict[int, tuple[str, int]] = {}  # by id of the config: the implementation to restore, and threads inside
+
+
 @contextmanager
 def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
     """
@@ -29,20 +34,32 @@ def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
         `torch.dtype` or `None`: The dtype for masks that are added to the scores; `None` for boolean ones.
     """
     config = model.config.get_text_config(decoder=True)
-    implementation = config._attn_implementation
     on_cpu = model.device.type == "cpu"
-    if "flash" in str(implementation):
-        config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"
-    elif implementation == "sdpa" and on_cpu:
-        config._attn_implementation = GROUPED_SDPA
+    is_ordinary = _ORDINARY_LAYERS.issuperset(getattr(config, "layer_types", None) or ())
+    with _LOCK:
+        # Other threads may be in a tree forward of this target, too: the first one in changes, the last one restores.
+        implementation, users = _REPLACED.get(id(config), (config._attn_implementation, 0))
+        _REPLACED[id(config)] = (implementation, users + 1)
+        if "flash" in str(implementation):
+            config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"
+        elif implementation == "sdpa" and on_cpu and is_ordinary:
+            config._attn_implementation = GROUPED_SDPA
+        replacement = config._attn_implementation
     try:
         # Adding a mask is what sdpa does on a CPU anyway, after converting a boolean one in every layer.
-        yield None if config._attn_implementation == "sdpa" and not on_cpu else model.dtype
+        yield None if replacement == "sdpa" and not on_cpu else model.dtype
     finally:
-        config._attn_implementation = implementation
+        with _LOCK:
+            users = _REPLACED.pop(id(config))[1] - 1
+            if users:
+                _REPLACED[id(config)] = (implementation, users)
+            else:
+                config._attn_implementation = implementation
 
 
 GROUPED_SDPA = "eagle_hf_grouped_sdpa"
+# Other layers, such as sparse ones with an indexer (DeepSeek-V3.2), ask for the name of the implementation.
+_ORDINARY_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def grouped_sdpa_attention(
@@ -72,6 +89,11 @@ def grouped_sdpa_attention(
 
 AttentionInterface.register(GROUPED_SDPA, grouped_sdpa_attention)
 AttentionMaskInterface.register(GROUPED_SDPA, sdpa_mask)
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """The name under which the target's forward takes its cache."""
+    return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def takes_position_ids(model: PreTrainedModel) -> bool:
@@ -107,6 +129,8 @@ def forward_tree(
     if step_inputs is not None:
         kwargs |= step_inputs.for_nodes(tree.num_nodes)
     with tree_attention(model) as additive_dtype:
+        if kwargs.get("output_attentions"):  # some sdpa models compute these with the eager formula
+            additive_dtype = model.dtype
         is_plain = tree.num_nodes == 1 and min(lengths) == max(lengths) and masks.sees_all
         mask = None if is_plain else masks.make(tree, lengths, additive_dtype)
         return (call or model)(
@@ -139,4 +163,5 @@ def forward_chain(
         kwargs["position_ids"] = root_position + tree.depths
     if attention_mask is not None:
         kwargs["attention_mask"] = attention_mask
-    return model(input_ids=tree.tokens, past_key_values=cache, use_cache=True, return_dict=True, **kwargs)
+    kwargs[cache_argument(model)] = cache
+    return model(input_ids=tree.tokens, use_cache=True, return_dict=True, **kwargs)

@@ -17,11 +17,14 @@ class LentCache:
     Args:
         cache ([`~transformers.Cache`]): The target's cache, after the prefill: the prompt needs neither.
         max_length (`int`, *optional*): Columns that the cache will have in the end, if known.
+        records_past (`bool`, *optional*, defaults to `True`):
+            Whether layers shall keep what they would forget; not where a copy of their state is kept anyway.
     """
 
-    def __init__(self, cache: Cache, max_length: int | None):
+    def __init__(self, cache: Cache, max_length: int | None, records_past: bool = True):
         self._cache = cache
         self._recorded = [(layer, layer.record_past) for layer in cache.layers if hasattr(layer, "record_past")]
+        self._recorded = self._recorded if records_past else []
         self._grown: list[CacheLayerMixin] = []
         for layer, _ in self._recorded:
             layer.record_past = True

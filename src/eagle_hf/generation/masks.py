@@ -27,7 +27,7 @@ class TreeMasks:
     def __init__(self, config: PreTrainedConfig, cache: Cache, prompt_mask: torch.Tensor | None):
         self.prompt_mask = prompt_mask
         self.cache = cache
-        layer_types = getattr(config, "layer_types", None)
+        self.layer_types = layer_types = getattr(config, "layer_types", None)
         # One cache layer for every kind of mask; models without `layer_types` take a single mask for all layers.
         self.is_dict = layer_types is not None
         self.layer_of_type: dict[str, int] = {}
@@ -35,6 +35,12 @@ class TreeMasks:
             if getattr(layer, "is_initialized", False):
                 kind = layer_types[index] if layer_types is not None else "all"
                 self.layer_of_type.setdefault(kind, index)
+
+    def windows(self, num_layers: int) -> list[int | None]:
+        """Window of every layer whose attentions a forward returns; `None` for full attention."""
+        kinds = [kind for kind in self.layer_types or ["all"] * num_layers if kind in self.layer_of_type]
+        layers = [self.cache.layers[self.layer_of_type[kind]] for kind in kinds[:num_layers]]
+        return [layer.sliding_window if layer.is_sliding else None for layer in layers]
 
     @property
     def sees_all(self) -> bool:

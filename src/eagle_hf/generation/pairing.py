@@ -5,6 +5,9 @@ from transformers.cache_utils import (
     DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
     QuantizedLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
@@ -22,7 +25,8 @@ logger = logging.get_logger(__name__)
 
 SUPPORTED_LAYERS = (
     DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, GrowingLayer, StaticLayer, *FP8_LAYERS,
-    *STATELESS_LAYERS,
+    *STATELESS_LAYERS, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
 )  # fmt: skip
 
 _QUANTIZED_REASON = (
@@ -60,12 +64,6 @@ def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config
             "rejected nodes must be removed from it again. Leave `cache_implementation` unset, or generate without "
             "`assistant_model`."
         )
-    for name in ("output_attentions", "output_hidden_states"):
-        if getattr(generation_config, name):
-            raise ValueError(
-                f"Got `{name}=True`, which is not available together with an EAGLE draft: one forward covers a whole "
-                "tree. Generate without `assistant_model` to get them."
-            )
 
 
 def check_pair(model: PreTrainedModel, draft: EagleDraftModel) -> None:
@@ -78,11 +76,6 @@ def check_pair(model: PreTrainedModel, draft: EagleDraftModel) -> None:
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ValueError(f"EAGLE drafts need a decoder-only target, but {name} is an encoder-decoder model.")
-    if getattr(model, "_is_stateful", False):
-        raise ValueError(
-            f"{name} keeps a recurrent state that cannot be rolled back to an earlier token, so that rejected drafts "
-            "would stay in it. Generate without `assistant_model`."
-        )
     config, target = draft.config, model.config.get_text_config(decoder=True)
     trained_for = f" It was trained for {config.base_model_name_or_path}." if config.base_model_name_or_path else ""
     if target.vocab_size != config.vocab_size:

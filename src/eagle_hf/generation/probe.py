@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,8 +11,9 @@ from transformers.utils import logging
 
 from ..tree import DraftTree
 from .devices import input_device
-from .forward import forward_chain, forward_tree
+from .forward import cache_argument, forward_chain, forward_tree, takes_position_ids
 from .masks import TreeMasks
+from .recurrent import DeferredReplay, double_recurrent_states, has_recurrent_state
 
 
 logger = logging.get_logger(__name__)
@@ -20,6 +22,9 @@ _VERDICTS: WeakKeyDictionary[PreTrainedModel, dict[str, bool]] = WeakKeyDictiona
 
 # How far logits of two exact computations may lie apart, relative to the largest logit.
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+# What a target's forward may raise where it meets a mask or a cache that it was not made for.
+_FAILURES = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, AssertionError)
 
 
 @torch.no_grad()
@@ -55,17 +60,18 @@ def can_verify_trees(model: PreTrainedModel) -> bool:
 def _probe(model: PreTrainedModel) -> bool:
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     device = input_device(model)
-    tokens = (torch.arange(9, device=device) * 7 + 3) % vocab_size
-    prompt, nodes = tokens[None, :4], tokens[4:].tolist()
+    prompt_len = max(4, _window_beyond_the_cache(model))
+    tokens = (torch.arange(prompt_len + 5, device=device) * 7 + 3) % vocab_size
+    prompt, nodes = tokens[None, :prompt_len], tokens[prompt_len:].tolist()
     tree = DraftTree(
-        tokens=tokens[None, 4:],
+        tokens=tokens[None, prompt_len:],
         parents=torch.tensor([[-1, 0, 0, 1, 2]], device=device),
         depths=torch.tensor([[0, 1, 1, 2, 2]], device=device),
         scores=torch.zeros(1, 5, device=device),
         max_depth=2,
     )
     paths = torch.tensor([[nodes[i] for i in path] for path in ((0, 1, 3), (0, 2, 4), (0, 1, 2))], device=device)
-    expected = model(torch.cat([prompt.expand(3, -1), paths], dim=1), use_cache=False).logits[:, 4:].float()
+    expected = _plain(model, torch.cat([prompt.expand(3, -1), paths], dim=1), use_cache=False)[:, prompt_len:].float()
     if expected.isnan().any():
         raise ValueError(
             f"{type(model).__name__} gives NaN logits for ordinary tokens. Check its weights, and its dtype: float16 "
@@ -74,25 +80,26 @@ def _probe(model: PreTrainedModel) -> bool:
     expected = expected.nan_to_num()  # some models mask unused tokens with -inf
     # What node 2 would be if it saw its sibling: an error this large is a wrong mask, not rounding.
     sibling_effect = (expected[2, 2] - expected[1, 1]).abs().max().item()
-    tolerance = max(0.1 * sibling_effect, _TOLERANCES.get(model.dtype, 5e-2) * expected.abs().max().item())
+    rounding = _TOLERANCES.get(model.dtype, 5e-2) * expected.abs().max().item()
 
     reasons = []
     try:
         logits = _tree_logits(model, prompt, tree)[0].float().nan_to_num(nan=torch.inf)
         got = torch.stack([logits[[0, 1, 3]], logits[[0, 2, 4]]])
         error = (got - expected[:2]).abs().max().item()
-        if error <= tolerance:
+        if error <= max(0.1 * sibling_effect, rounding):
             return True
         reasons.append(f"tree logits are off by {error:.2g}")
-    except (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError, AttributeError) as failure:
+    except _FAILURES as failure:
         reasons.append(f"a tree mask fails ({failure})")
     try:
         got = _chain_logits(model, prompt, paths[:2]).float().nan_to_num(nan=torch.inf)
-        error = (got - expected[:2]).abs().max().item()
-        if error <= tolerance:
+        expected = _single_step_logits(model, prompt, paths[:2]).float().nan_to_num()
+        error = (got - expected).abs().max().item()
+        if error <= rounding:
             return False
         reasons.append(f"logits after taking a chain back are off by {error:.2g}")
-    except (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError, AttributeError) as failure:
+    except _FAILURES as failure:
         reasons.append(f"taking a chain back fails ({failure})")
     raise ValueError(
         f"{type(model).__name__} cannot verify drafts: {'; '.join(reasons)}. Generate without `assistant_model`."
@@ -121,12 +128,31 @@ def _call_set_aside(model: PreTrainedModel) -> Iterator[None]:
             module.rope_deltas = value
 
 
+def _plain(model: PreTrainedModel, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """Logits of an ordinary forward, with the positions that `generate` passes."""
+    if takes_position_ids(model):
+        kwargs["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    return model(tokens, **kwargs).logits
+
+
+def _window_beyond_the_cache(model: PreTrainedModel) -> int:
+    """
+    A window of attention that the cache does not know of: the model cuts it out of its own mask, by slots, which would
+    be wrong for trees (GPT-Neo). Only a prompt that fills it can tell. 0 without one.
+    """
+    config = model.config.get_text_config(decoder=True)
+    knows = any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=model.config).layers)
+    window = getattr(config, "window_size", None)
+    return 0 if knows or not isinstance(window, int) else window
+
+
 def _prefilled(model: PreTrainedModel, prompt: torch.Tensor) -> DynamicCache:
     cache = DynamicCache(config=model.config)
-    cache = model(prompt, past_key_values=cache, use_cache=True).past_key_values
-    for layer in cache.layers:
-        if hasattr(layer, "record_past"):
-            layer.record_past = True
+    _plain(model, prompt, use_cache=True, **{cache_argument(model): cache})
+    if not has_recurrent_state(cache):
+        for layer in cache.layers:
+            if hasattr(layer, "record_past"):
+                layer.record_past = True
     return cache
 
 
@@ -139,15 +165,39 @@ def _tree_logits(model: PreTrainedModel, prompt: torch.Tensor, tree: DraftTree) 
 
 
 def _chain_logits(model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Tensor) -> torch.Tensor:
-    """Logits after both paths of shape `(2, 3)`: the second one goes on from the root after the first is taken back."""
+    """
+    Logits after both paths of shape `(2, 3)`: the second one goes on from the root after the first is taken back. A
+    recurrent target goes back behind the root and reads it again.
+    """
     cache = _prefilled(model, prompt)
+    start = torch.tensor([[prompt.shape[1]]], device=prompt.device)
+    first, second, second_after_root = (
+        DraftTree.from_paths(root, [rest], device=prompt.device)
+        for root, *rest in (*paths.tolist(), paths[1, 1:].tolist())
+    )
+    if not has_recurrent_state(cache):
+        first_logits = forward_chain(model, first, start, None, cache).logits[0]
+        cache.crop(-2)
+        second_logits = forward_chain(model, second_after_root, start + 1, None, cache).logits[0]
+        return torch.stack([first_logits, torch.cat([first_logits[:1], second_logits])])
+    replay = DeferredReplay(model, cache, pad_token=0)
+    with replay.as_single_steps():
+        first_logits = forward_chain(model, replay.begin(first), start, None, cache).logits[0]
+        replay.end([[0]])
+        second_logits = forward_chain(model, replay.begin(second_after_root), start, None, cache).logits[0]
+        replay.undo()
+        double_recurrent_states(cache)
+        if torch.equal(second_logits, forward_chain(model, second, start, None, cache).logits[0]):
+            raise ValueError("a forward over several tokens does not go on from the recurrent state")
+    return torch.stack([first_logits, second_logits])
 
-    def forward(tokens: torch.Tensor, start: int) -> torch.Tensor:
-        root, *rest = tokens.tolist()
-        chain = DraftTree.from_paths(root, [rest], device=tokens.device)
-        return forward_chain(model, chain, torch.tensor([[start]], device=tokens.device), None, cache).logits[0]
 
-    first_logits = forward(paths[0], prompt.shape[1])
-    cache.crop(-2)
-    second_logits = forward(paths[1, 1:], prompt.shape[1] + 1)
-    return torch.stack([first_logits, torch.cat([first_logits[:1], second_logits])])
+def _single_step_logits(model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Tensor) -> torch.Tensor:
+    """Logits after both paths of shape `(2, 3)`, token by token, as plain `generate` computes them."""
+    logits = []
+    for path in paths:
+        cache = _prefilled(model, prompt)
+        for i, token in enumerate(path):
+            position = torch.tensor([[prompt.shape[1] + i]], device=prompt.device)
+            logits.append(forward_chain(model, DraftTree.root_only(token[None]), position, None, cache).logits[0])
+    return torch.cat(logits).view(2, 3, -1)

@@ -79,7 +79,7 @@ def _assisted_decoding(
     draft = _inside(assistant_model)
     if not isinstance(draft, EagleDraftModel):
         return original(input_ids, *args, assistant_model=assistant_model, **kwargs)
-    for name in ("inputs_tensor", "assistant_tokenizer", "tokenizer", "synced_gpus"):
+    for name in ("inputs_tensor", "assistant_tokenizer", "tokenizer"):
         kwargs.pop(name, None)
     return eagle_decoding(model, input_ids, *args, **kwargs, draft=draft)
 
@@ -94,11 +94,6 @@ def _validate_generation_mode(
     draft = _inside(generation_mode_kwargs.get("assistant_model"))
     if not isinstance(draft, EagleDraftModel) or generation_mode != GenerationMode.ASSISTED_GENERATION:
         return original(generation_mode, generation_config, generation_mode_kwargs)
-    if generation_mode_kwargs.get("synced_gpus"):
-        raise ValueError(
-            "Got `synced_gpus=True` (DeepSpeed ZeRO-3 or FSDP), but ranks that accept different numbers of drafts "
-            "would wait for each other forever. Pass `synced_gpus=False`, or generate without `assistant_model`."
-        )
     check_call(model, draft, generation_config)
     align_draft(model, draft)
 

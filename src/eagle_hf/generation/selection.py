@@ -282,7 +282,7 @@ def make_selector(
     generation_config: GenerationConfig,
     records: Records,
     logits: torch.Tensor,
-    is_tree: bool,
+    rows_may_run_ahead: bool,
 ) -> Selector:
     """
     The faster selector that is exact for this call.
@@ -290,10 +290,10 @@ def make_selector(
     Args:
         sequences, processors, generation_config, records: As for the selectors.
         logits (`torch.Tensor` of shape `(batch_size, 1, vocab_size)`): Logits of the prefill.
-        is_tree (`bool`): Whether the target verifies trees. One that does not keeps all rows in step.
+        rows_may_run_ahead (`bool`): Whether rows of a batch may have different lengths for a while.
     """
     do_sample, device = bool(generation_config.do_sample), logits.device
-    rows_may_run_ahead = sequences.batch_size == 1 or is_tree
-    if rows_may_run_ahead and NodeSelector.supports(sequences, processors, do_sample, device):
+    may_run_ahead = sequences.batch_size == 1 or rows_may_run_ahead
+    if may_run_ahead and NodeSelector.supports(sequences, processors, do_sample, device):
         return NodeSelector(sequences, processors, records, do_sample, logits.shape[-1], device)
     return TokenSelector(sequences, processors, records, do_sample)

@@ -11,10 +11,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..features import FeatureReader
 from ..kv_cache import align_columns, capacity, clear_behind, keep_nodes
 from ..tree import DraftTree
-from .fixed_shapes import compiled_call
-from .forward import forward_chain, forward_tree
+from .fixed_shapes import compiled_call, plain_capacity
+from .forward import cache_argument, forward_chain, forward_tree
+from .layer_records import KeyLayout, LayerRecords, newest_outputs
 from .lent_cache import LentCache, settle
 from .masks import TreeMasks
+from .recurrent import DeferredReplay, filled_length, has_recurrent_state
+from .rotary_switch import RotarySwitch
 from .step_inputs import StepInputs
 
 
@@ -66,7 +69,12 @@ class Target:
         self.model_kwargs = model_kwargs
         self.reader = reader
         self.is_tree = is_tree
-        self.cache: Cache = model_kwargs["past_key_values"]
+        self.cache: Cache = model_kwargs[cache_argument(model)]
+        self.layer_records = LayerRecords(generation_config, plain_capacity(self.cache))
+        self.replay: DeferredReplay | None = None  # of targets with a recurrent state
+        self.rotary_switch: RotarySwitch | None = None
+        self._ids = torch.empty(0)  # (batch_size, length): the text, where a rotary switch lies ahead
+        self._tree_tokens = torch.empty(0)
         self._compiled = (
             compiled_call(model, model_kwargs, generation_config) if is_tree and not reader.has_hook else None
         )
@@ -75,6 +83,7 @@ class Target:
         self.lengths: list[int] = []  # committed columns of the cache, per row
         self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
         self._states: list[torch.Tensor] = []  # hidden states that the draft reads
+        self._outputs: CausalLMOutputWithPast | None = None  # of a verification that is to be recorded
         self._lent: LentCache | None = None
 
     @property
@@ -103,26 +112,38 @@ class Target:
         Returns:
             `torch.Tensor` of shape `(batch_size, 1, vocab_size)`: Logits after the last prompt token.
         """
-        kwargs = {**self.model_kwargs, "output_hidden_states": self.reader.output_hidden_states}
+        kwargs = {**self.model_kwargs, **self._output_options()}
         with self.reader:
             outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
         self._states = self.reader.states(outputs.hidden_states)
+        # Phi-3 leaves the cache it was given empty, and makes one of its own, where a prompt is beyond its switch.
+        self.cache = getattr(outputs, cache_argument(self.model), None) or self.cache
         self._inputs = StepInputs(self.model, input_ids, self.model_kwargs, outputs)
-        past_len = int(self.cache.get_seq_length())
+        past_len = filled_length(self.cache, self._states[0].shape[1])
         self.lengths = [past_len] * len(outputs.logits)
         mask = self.model_kwargs.get("attention_mask")
         self._prompt_mask = None if mask is None else mask[:, -past_len:].bool()
         positions = self.model_kwargs.get("position_ids")
-        if (
-            positions is None
-        ):  # `forward` does not name them: plain `generate` passes none, and the target counts columns
+        if positions is None:
+            # `forward` does not name them: plain `generate` passes none, and the target counts columns.
             positions = torch.arange(past_len, device=outputs.logits.device)[None]
         self._prompt_positions = positions  # (batch_size or 1, len), or (3, batch_size, len) for multimodal rotary
         self._root_position = positions[..., -1:] + 1  # (..., batch_size or 1, 1)
+        config, max_length = self.model.config.get_text_config(decoder=True), self.generation_config.max_length
+        self.rotary_switch = RotarySwitch.on_the_way(config, past_len, max_length)
+        self._ids = input_ids
         self._masks = TreeMasks(self.model.config.get_text_config(decoder=True), self.cache, self._prompt_mask)
-        self._lent = LentCache(self.cache, self.generation_config.max_length)
+        self.layer_records.add_prompt(outputs, past_len)
+        if has_recurrent_state(self.cache):
+            pad_token = self.generation_config._pad_token_tensor
+            self.replay = DeferredReplay(self.model, self.cache, pad_token=0 if pad_token is None else int(pad_token))
+        self._lent = LentCache(self.cache, self.generation_config.max_length, records_past=self.replay is None)
         return outputs.logits[:, -1:]
+
+    def _output_options(self) -> dict[str, Any]:
+        options = {"output_hidden_states": self.layer_records.wants_hidden_states or self.reader.output_hidden_states}
+        return options | ({"output_attentions": True} if self.layer_records.wants_attentions else {})
 
     def prompt_features(self, num_known_tokens: int) -> PromptFeatures:
         """
@@ -144,6 +165,10 @@ class Target:
         No deeper than the target has positions: learned position embeddings end at `max_position_embeddings`. Beyond
         it, steps are plain ones.
         """
+        if self.replay is not None:
+            depth = self.replay.clamp_depth(depth)
+        if self.rotary_switch is not None:
+            depth = self.rotary_switch.clamp_depth(depth, *self._root_place())
         config = self.model.config.get_text_config(decoder=True)
         max_positions = getattr(config, "max_position_embeddings", None)
         return depth if not max_positions else min(depth, max(max_positions - 1 - max(self.lengths), 0))
@@ -160,31 +185,105 @@ class Target:
         Returns:
             `torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`: Logits after every node.
         """
-        num_nodes = tree.num_nodes
+        num_nodes, self._tree_tokens = tree.num_nodes, tree.tokens
         if self.has_fixed_shapes and num_nodes > 1:
             tree = tree.padded(min(self.max_nodes, cast(int, capacity(self.cache)) - max(self.lengths)))
         self._num_nodes = tree.num_nodes
         with self.reader:
-            outputs = self._forward(tree, output_hidden_states=self.reader.output_hidden_states)
+            outputs = self._forward(tree, **self._output_options())
         self.num_forwards += 1
-        self._states = self.reader.states(outputs.hidden_states)
+        # A forward may begin with tokens that are read again, whose outputs are no news.
+        self._states = [state[:, -tree.num_nodes :] for state in self.reader.states(outputs.hidden_states)]
+        logits = outputs.logits[:, -tree.num_nodes :]
+        self._outputs = newest_outputs(outputs, tree.num_nodes) if self.layer_records.is_wanted else None
         if self.has_fixed_shapes:  # CUDA graphs write the outputs of every replay to the same place
             self._states = [states.clone() for states in self._states]
-            return outputs.logits[:, :num_nodes].clone()
-        return outputs.logits
+            return logits[:, :num_nodes].clone()
+        return logits
+
+    def idle(self, newest: torch.Tensor) -> None:
+        """
+        Run a forward that changes nothing, for other ranks that wait for this one in theirs.
+
+        Args:
+            newest (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
+        """
+        tree = DraftTree.root_only(newest)
+        self._num_nodes = tree.num_nodes
+        self._forward(tree)
+        self._keep([()] * len(self.lengths))
 
     def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
+        if self.rotary_switch is not None and self.rotary_switch.is_plain_step(*self._root_place()):
+            return self._plain_step(tree.tokens, **kwargs)
         kwargs["step_inputs"] = self._inputs
         if self.is_tree:
             call = self._compiled or self.model
             return forward_tree(
                 self.model, tree, self._root_position, self.lengths, self.cache, self._masks, call=call, **kwargs
             )
+        if self.replay is None:
+            return self._forward_chain(tree, 0, **kwargs)
+        with self.replay.as_single_steps():
+            return self._forward_chain(self.replay.begin(tree), self.replay.num_pending, **kwargs)
+
+    def _root_place(self) -> tuple[int, int]:
+        """Column and largest position of the roots, for targets whose rows keep in step."""
+        return max(self.lengths), int(self._root_position.max())
+
+    @property
+    def rows_may_run_ahead(self) -> bool:
+        """Whether rows may have different lengths for a while; not where the longest decides the rotation of all."""
+        return self.is_tree and self.rotary_switch is None
+
+    def _plain_step(self, tokens: torch.Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
+        """
+        A step of plain `generate`, which lets the target prepare it. It may start a new cache (Phi-3 at its switch).
+
+        Args:
+            tokens (`torch.LongTensor` of shape `(batch_size, 1)`): The newest tokens.
+        """
+        ids = torch.cat([self._ids, tokens], dim=1)
+        mask, positions = self._prompt_mask, self._root_position
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(mask), self.lengths[0] + 1 - mask.shape[1])], dim=1).long()
+        num_new = self.lengths[0] + 1 - self._prompt_positions.shape[-1]
+        new = positions - torch.arange(num_new - 1, -1, -1, device=positions.device)  # (..., batch_size or 1, num_new)
+        prepared = self.model.prepare_inputs_for_generation(
+            ids,
+            next_sequence_length=1,
+            is_first_iteration=False,
+            past_key_values=self.cache,
+            attention_mask=mask,
+            position_ids=torch.cat([self._prompt_positions.expand(*new.shape[:-1], -1), new], dim=-1),
+            use_cache=True,
+        )
+        prepared = self._inputs.for_nodes(1) | prepared
+        outputs = self.model(**prepared, return_dict=True, **kwargs)
+        if outputs.past_key_values is not self.cache:
+            if self._lent is not None:
+                self._lent.give_back(is_seen=self.outlives_generate)
+            self.cache = self._masks.cache = outputs.past_key_values
+            self._lent = LentCache(self.cache, self.generation_config.max_length)
+        return outputs
+
+    def _forward_chain(self, chain: DraftTree, num_pending: int, **kwargs: Any) -> CausalLMOutputWithPast:
+        """Run a chain that begins with `num_pending` committed tokens."""
         mask = self._prompt_mask
         if mask is not None:
-            new_len = self.lengths[0] + tree.num_nodes - mask.shape[1]
+            new_len = self.lengths[0] - num_pending + chain.num_nodes - mask.shape[1]
             mask = torch.cat([mask, mask.new_ones(len(mask), new_len)], dim=1).long()
-        return forward_chain(self.model, tree, self._root_position, mask, self.cache, **kwargs)
+        return forward_chain(self.model, chain, self._root_position - num_pending, mask, self.cache, **kwargs)
+
+    def catch_up(self) -> bool:
+        """Let a recurrent state that outlives this call read what it still lacks. Returns whether it lacked anything."""
+        lags_behind = self.replay is not None and self.replay.num_pending > 0 and self.outlives_generate
+        if self.replay is not None and lags_behind:
+            with self.replay.as_single_steps():
+                self._forward_chain(self.replay.replay(), self.replay.num_pending, step_inputs=self._inputs)
+            self.num_forwards += 1
+            self.replay.caught_up()
+        return lags_behind
 
     def keep(self, paths: Sequence[Sequence[int]]) -> torch.Tensor:
         """
@@ -197,6 +296,12 @@ class Target:
             `torch.Tensor` of shape `(batch_size, longest, num_features * hidden_size)`: Features of the accepted nodes;
             rows with shorter paths are filled with those of the root.
         """
+        if self._outputs is not None:
+            self.layer_records.add(self._outputs, self.lengths, paths, self._key_layouts(self._outputs.attentions))
+            self._outputs = None
+        if self.rotary_switch is not None:
+            tokens = [self._tree_tokens[row, path] for row, path in enumerate(paths)]
+            self._ids = torch.cat([self._ids, torch.stack(tokens)], dim=1)
         self._keep(paths)
         longest = max(map(len, paths))
         device = self._root_position.device
@@ -209,7 +314,10 @@ class Target:
         if self.is_tree or capacity(self.cache) is not None:
             self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
         else:  # a chain, all rows by the same number of nodes
-            self.cache.crop(len(paths[0]) - self._num_nodes)
+            if self.replay is not None:
+                self.replay.end(paths)
+            else:
+                self.cache.crop(len(paths[0]) - self._num_nodes)
             self.lengths = [length + len(paths[0]) for length in self.lengths]
         self._num_nodes = 0
 
@@ -219,6 +327,11 @@ class Target:
         states = [s.to(index.device) for s in self._states]
         states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
         return self.reader.concatenate(states)
+
+    def _key_layouts(self, attentions: Sequence[torch.Tensor | None] | None) -> list[KeyLayout]:
+        windows = self._masks.windows(len(attentions or ()))
+        slots = [0 if weights is None else weights.shape[-1] - self._num_nodes for weights in attentions or ()]
+        return [KeyLayout(window, num_slots) for window, num_slots in zip(windows, slots, strict=True)]
 
     @staticmethod
     def _text_positions(positions: torch.Tensor) -> torch.Tensor:
@@ -235,6 +348,8 @@ class Target:
         """Hand the cache back as plain `generate` leaves it."""
         if self._num_nodes:  # an exception came between verification and acceptance
             self._keep([()] * len(self.lengths))
+        if self.replay is not None:  # an exception may have come while tokens were read again
+            self.replay.undo()
         if self.is_tree and self.lengths:
             align_columns(self.cache, self.lengths)
             if self.outlives_generate:
