@@ -1,7 +1,9 @@
 """Measure step cost and speedup: `make bench`.
 
 (a) What a step costs, on the pair of the golden vectors, in units of one token of plain `generate`: the time of a whole
-    generation divided by the target's forwards, over the time of plain `generate` divided by its tokens.
+    generation divided by the target's forwards, over the time of plain `generate` divided by its tokens. With
+    `--compile` also with a static cache and compiled steps, against the same unit (plain `generate` compiles nothing
+    on a CPU), once its first call, which compiles, is over.
 (b) Speedup on the demo pair, greedy, on prompts that were not trained on; the tokens are checked to be equal.
 (c) The same, sampled at temperature 1 with equal seeds.
 
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from eagle_hf import DraftOptions, EagleDraftModel
@@ -56,29 +58,32 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
     return tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
 
 
-def step_cost(repeats: int, new_tokens: int = 192) -> dict[str, Any]:
+def step_cost(repeats: int, new_tokens: int = 192, compiles: bool = False) -> dict[str, Any]:
     """(a)"""
+    kinds: dict[str, dict[str, Any]] = {"step_in_plain_tokens": {}}
+    if compiles:
+        config = CompileConfig(mode="default")
+        kinds["compiled_step_in_plain_tokens"] = {"cache_implementation": "static", "compile_config": config}
     target, draft, ids = golden_pair()
     options = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None}
-    ratios: dict[str, list[float]] = {name: [] for name in TREES}
+    ratios: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in TREES} for kind in kinds}
     plain_times = []
     for repeat in range(repeats + 1):  # the first one warms up
         seconds, plain = timed(target, ids, **options)
         unit = seconds / new_tokens
-        for name, (nodes, depth, width) in TREES.items():
-            tree = DraftOptions(num_assistant_tokens=nodes, draft_depth=depth, draft_width=width)
-            draft.generation_config = tree.to_generation_config()
-            seconds, output = timed(target, ids, draft, **options)
-            if not torch.equal(output.sequences, plain.sequences):
-                raise SystemExit("tokens differ from plain generate")
-            if repeat:
-                ratios[name].append(seconds / output.target_forwards / unit)
+        for kind, extra in kinds.items():
+            for name, (nodes, depth, width) in TREES.items():
+                tree = DraftOptions(num_assistant_tokens=nodes, draft_depth=depth, draft_width=width)
+                draft.generation_config = tree.to_generation_config()
+                seconds, output = timed(target, ids, draft, **options, **extra)
+                if not torch.equal(output.sequences, plain.sequences):
+                    raise SystemExit("tokens differ from plain generate")
+                if repeat:
+                    ratios[kind][name].append(seconds / output.target_forwards / unit)
         if repeat:
             plain_times.append(1000 * unit)
-    return {
-        "plain_ms_per_token": spread(plain_times),
-        "step_in_plain_tokens": {name: spread(values) for name, values in ratios.items()},
-    }
+    steps = {kind: {name: spread(values) for name, values in trees.items()} for kind, trees in ratios.items()}
+    return {"plain_ms_per_token": spread(plain_times), **steps}
 
 
 def acceptance(lengths: list[int]) -> dict[str, Any]:
@@ -125,6 +130,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--new-tokens", type=int, default=160, help="most tokens per prompt of the demo pair")
     parser.add_argument("--prompts", type=Path, default=ROOT / "benchmarks" / "held_out_prompts.jsonl")
+    parser.add_argument("--compile", action="store_true", help="also measure compiled steps")
     parser.add_argument("--json", type=Path, help="also write the result here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -135,7 +141,7 @@ def main() -> None:
         "versions": versions(),
         "hardware": hardware(torch.device("cpu")),
         "dtype": "float32",
-        "step_cost": step_cost(args.repeats),
+        "step_cost": step_cost(args.repeats, compiles=args.compile),
         **speedups(args.prompts, args.repeats, args.new_tokens),
     }
     text = json.dumps(result, indent=2)

@@ -7,6 +7,7 @@ import enum
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def write() -> str:
                 continue
             seen.add(id(value))
             parts.append(f"### {name}")
-            parts.append(f"```text\n{signature(name, value)}\n```")
+            call = textwrap.fill(signature(name, value), 100, subsequent_indent="    ", break_long_words=False)
+            parts.append(f"```text\n{call}\n```")
             parts.append(to_markdown(value.__doc__ or ""))
             if inspect.isclass(value):
                 for member, function in members(value):

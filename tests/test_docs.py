@@ -59,6 +59,13 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+def test_the_index_and_the_navigation_name_all_pages():
+    index, navigation = ((ROOT / name).read_text() for name in ("docs/index.md", "mkdocs.yml"))
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"({page.name})" in index or page.name == "index.md", f"docs/index.md has no link to {page.name}"
+        assert f"- {page.name}" in navigation, f"mkdocs.yml does not list {page.name}"
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/performance.md", "hub_cards/EAGLE3-demo-llama-7m/README.md"])
 def test_measured_figures_are_those_of_the_recorded_run(page):
     text = (ROOT / page).read_text()

@@ -1,12 +1,9 @@
-"""The head together with the embedding and the `lm_head` it borrows from its target, run as it is or compiled."""
+"""The head together with the embedding and the `lm_head` it borrows from its target."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from transformers import Cache, CompileConfig
-from transformers.cache_utils import StaticLayer
+from transformers import Cache
 
 from .attention import Rotary
 from .kv_cache import GrowingCache
@@ -34,6 +31,16 @@ class DraftNetwork:
     def cut(self, length: int) -> None:
         """Forget all columns of the cache from `length` on."""
         self.cache.cut(length)
+
+    def begin_guesses(self) -> None:
+        """What is appended from now on, until `cut`, are guesses."""
+
+    def up_to_guesses(self, visible: torch.Tensor) -> torch.Tensor:
+        """
+        What guesses see of the true rows, of shape `(batch_size, num_rows, past_len)`, with the columns between these
+        and the guesses.
+        """
+        return visible
 
     def project_features(self, features: torch.Tensor) -> torch.Tensor:
         """As [`EagleDraftModel.project_features`], whatever the dtype of the features."""
@@ -83,83 +90,7 @@ class DraftNetwork:
         log-probabilities in the draft vocabulary, float32 whatever the head's dtype, and their **draft** ids, both of
         shape `(batch_size, num_rows, width)`.
         """
-        return _top_children(self.compute_logits, hidden, width)
-
-
-class CompiledDraftNetwork(DraftNetwork):
-    """
-    The same in fixed shapes, so that what runs in every step is compiled once. The cache has all its columns from the
-    start, and masks reach over all of them.
-
-    Args:
-        draft, embed_tokens, lm_head: As in [`DraftNetwork`].
-        compile_config ([`~transformers.CompileConfig`]): How to compile.
-        num_columns (`int`): Columns of the cache: the longest text, and the guesses of a tree.
-    """
-
-    def __init__(
-        self,
-        draft: EagleDraftModel,
-        embed_tokens: Callable,
-        lm_head: Callable,
-        compile_config: CompileConfig,
-        num_columns: int,
-    ):
-        super().__init__(draft, embed_tokens, lm_head)
-        self.num_columns = num_columns
-        self.cache = Cache(layers=[StaticLayer(max_cache_len=num_columns) for _ in draft.layers])
-        self._expand = _compiled(draft, compile_config)
-
-    @staticmethod
-    def supports(draft: EagleDraftModel) -> bool:
-        """
-        Whether a head can run in fixed shapes, and gains by it. On a CPU it does not: a level is bound by the weights
-        it reads, and attending to all columns of the cache costs what the fused operators save.
-        """
-        is_usual = draft.config.sliding_window is None and not draft.config.parallel_drafting
-        return is_usual and draft.device.type != "cpu"
-
-    def cut(self, length: int) -> None:
-        """See [`DraftNetwork.cut`]."""
-        for layer in self.cache.layers:
-            layer.cumulative_length.fill_(length)
-
-    def step(
-        self,
-        hidden: torch.Tensor,
-        tokens: torch.Tensor,
-        rotary: Rotary,
-        mask: torch.Tensor | None,
-        sliding_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """See [`DraftNetwork.step`]."""
-        return super().step(hidden, tokens, rotary, self._fixed(mask, tokens.shape[1]))
-
-    def expand(
-        self,
-        hidden: torch.Tensor,
-        tokens: torch.Tensor,
-        rotary: Rotary,
-        mask: torch.Tensor,
-        sliding_mask: torch.Tensor | None,
-        width: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See [`DraftNetwork.expand`]."""
-        self.num_forwards += 1
-        fixed_mask = self._fixed(mask, tokens.shape[1])
-        outputs = self._expand(
-            self.draft, self.embed_tokens, self.compute_logits, self.cache, hidden, tokens, rotary, fixed_mask, width
-        )
-        # CUDA graphs write the outputs of every replay to the same place.
-        return outputs if hidden.device.type == "cpu" else tuple(output.clone() for output in outputs)
-
-    def _fixed(self, mask: torch.Tensor | None, num_rows: int) -> torch.Tensor:
-        """A mask over all columns, of shape `(batch_size, 1, num_rows, num_columns)`."""
-        if mask is None:
-            past_len = int(self.cache.get_seq_length())
-            device = self.draft.device
-            mask = torch.ones(num_rows, past_len + num_rows, dtype=torch.bool, device=device).tril(past_len)[None, None]
-        return F.pad(mask, (0, self.num_columns - mask.shape[-1]))
+        return top_children(self.compute_logits, hidden, width)
 
 
 def _step(
@@ -176,13 +107,14 @@ def _step(
     return draft.step(hidden, embeds, rotary, mask, cache, packed=True, sliding_mask=sliding_mask)
 
 
-def _top_children(compute_logits: Callable, hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def top_children(compute_logits: Callable, hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """See [`DraftNetwork.top_children`]."""
     scores = compute_logits(hidden).log_softmax(-1, dtype=torch.float32)
     values, index = scores.topk(min(width, scores.shape[-1]), dim=-1)
     return values, index
 
 
-def _expand(
+def expand(
     draft: EagleDraftModel,
     embed_tokens: Callable,
     compute_logits: Callable,
@@ -193,13 +125,6 @@ def _expand(
     mask: torch.Tensor,
     width: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See [`DraftNetwork.expand`]."""
     hidden = _step(draft, embed_tokens, cache, hidden, tokens, rotary, mask)
-    return hidden, *_top_children(compute_logits, hidden, width)
-
-
-def _compiled(draft: EagleDraftModel, config: CompileConfig) -> Callable[..., Any]:
-    """`_expand`, compiled once per head and way of compiling: a new wrapper would compile it again."""
-    known = draft.__dict__.get("_compiled_expand")
-    if known is None or known[0] != config:
-        known = draft.__dict__["_compiled_expand"] = (config, torch.compile(_expand, **config.to_dict()))
-    return known[1]
+    return hidden, *top_children(compute_logits, hidden, width)

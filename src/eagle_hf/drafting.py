@@ -16,7 +16,8 @@ import torch
 from transformers import CompileConfig
 
 from .attention import Rotary
-from .draft_network import CompiledDraftNetwork, DraftNetwork
+from .compiled_draft import CompiledDraftNetwork
+from .draft_network import DraftNetwork
 from .draft_options import DraftOptions
 from .dynamic_tree import grow_dynamic_tree, take
 from .features import FeatureReader
@@ -61,8 +62,9 @@ class Drafter:
         self.draft = draft
         self.options = options
         if compile_config is not None and max_length is not None and CompiledDraftNetwork.supports(draft):
-            columns = -(-(max_length + options.max_guesses) // 64) * 64  # few different sizes, few graphs
-            self.network: DraftNetwork = CompiledDraftNetwork(draft, embed_tokens, lm_head, compile_config, columns)
+            self.network: DraftNetwork = CompiledDraftNetwork(
+                draft, embed_tokens, lm_head, compile_config, max_length, options.max_guesses
+            )
         else:
             self.network = DraftNetwork(draft, embed_tokens, lm_head)
         self.top_children = self.network.top_children
@@ -116,7 +118,7 @@ class Drafter:
             )
             self._lengths = [end] * batch_size
         self._root_positions = (positions[:, -1] + 1).tolist()
-        self._last_hidden = hidden[:, -1:]
+        self._last_hidden = hidden[:, -1:].contiguous()
 
     def _prompt_chunk_mask(self, start: int, end: int, mask: torch.Tensor | None) -> torch.Tensor | None:
         """What rows `start` to `end` of the prompt see of the rows before `end`: all of them that are no padding."""
@@ -233,6 +235,7 @@ class Drafter:
         if max_depth < 1 or self.is_stopped or not self.sizing.begin_step():
             return DraftTree.root_only(roots)
         self._read_unread()
+        self.network.begin_guesses()
         if self.draft.config.parallel_drafting:
             depth = min(max_depth, self.options.draft_depth, self.options.num_assistant_tokens)
             tree = grow_parallel_chain(self, roots, self._last_hidden, depth, self.options.draft_threshold)
@@ -243,19 +246,26 @@ class Drafter:
             tree = grow_static_tree(self, roots, self._last_hidden, self._static_plans[depth])
         else:
             width = 1 if self.options.draft_tree == "chain" else self.options.draft_width
-            depth = min(max_depth, self.options.draft_depth)
-            tree = grow_dynamic_tree(
-                self,
-                roots,
-                self._last_hidden,
-                width,
-                depth,
-                num_nodes=1 + self.options.num_assistant_tokens,
-                sizing=self.sizing,
-            )
+            depth, num_nodes = min(max_depth, self.options.draft_depth), 1 + self.options.num_assistant_tokens
+            # One graph for the usual depth. The last trees of a text are less deep; sized ones ask after each level.
+            if (
+                isinstance(self.network, CompiledDraftNetwork)
+                and 1 < depth == self.options.draft_depth
+                and self.sizing.least_score is None
+            ):
+                tree = self.network.grow(
+                    roots, self._last_hidden, self.visible_past(1), self._rotary.rows(self._root_positions, depth),
+                    self._target_ids, width, depth, num_nodes,
+                )  # fmt: skip
+            else:
+                tree = grow_dynamic_tree(self, roots, self._last_hidden, width, depth, num_nodes, self.sizing)
             self.sizing.drafted(tree.scores, tree.max_depth)
         self.network.cut(max(self._lengths))
         return tree
+
+    def visible_to_guesses(self, num_rows: int) -> torch.Tensor:
+        """`visible_past` for guesses, with the columns between the true rows and them."""
+        return self.network.up_to_guesses(self.visible_past(num_rows))
 
     def level_rotary(self, depth: int) -> Rotary:
         """Rotary embedding of the nodes at a depth, the same for all of them."""

@@ -24,11 +24,12 @@ from .tree_sizing import FixedSizing, TreeSizing
 
 
 if TYPE_CHECKING:
+    from .compiled_draft import _Levels
     from .drafting import Drafter
 
 
 def grow_dynamic_tree(
-    drafter: "Drafter",
+    drafter: "Drafter | _Levels",
     roots: torch.Tensor,
     hidden: torch.Tensor,
     width: int,
@@ -59,7 +60,7 @@ def grow_dynamic_tree(
     beams = torch.arange(1, width + 1, device=device).expand(batch_size, -1)  # candidate numbers of the level's beams
     all_beams = [beams]
     itself = torch.eye(width, dtype=torch.bool, device=device).expand(batch_size, -1, -1)
-    visible = drafter.visible_past(width)  # (batch_size, width, columns so far): what the beams see
+    visible = drafter.visible_to_guesses(width)  # (batch_size, width, columns so far): what the beams see
     hidden = hidden.expand(-1, width, -1)
 
     for level in range(2, depth + 1):
@@ -112,7 +113,11 @@ def _is_complete(all_scores: list[torch.Tensor], beam_scores: torch.Tensor, num_
     that no descendant of a beam can be either. Stopping then leaves the tree as it would have been. Elsewhere than on a
     CPU the answer would cost a synchronisation per level, so that all levels are grown there.
     """
-    if beam_scores.device.type != "cpu" or sum(scores.shape[1] for scores in all_scores) < num_nodes:
+    if (
+        beam_scores.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or sum(scores.shape[1] for scores in all_scores) < num_nodes
+    ):
         return False
     last_scores = torch.cat(all_scores, dim=1).topk(num_nodes, dim=1).values[:, -1]  # (batch_size,)
     return bool((beam_scores[:, 0] <= last_scores).all())

@@ -106,7 +106,7 @@ def grow_static_tree(drafter: "Drafter", roots: torch.Tensor, hidden: torch.Tens
         if depth == 0:  # the root's children come from the output at the newest true feature
             child_scores, child_ids = drafter.top_children(hidden, level.num_ranks)
         else:
-            past = drafter.visible_past(len(level.expanded))
+            past = drafter.visible_to_guesses(len(level.expanded))
             mask = torch.cat([past, level.visible.expand(batch_size, -1, -1)], dim=-1)
             expanded = tokens[-1][:, level.expanded]  # (batch_size, num_expanded)
             rotary = drafter.level_rotary(depth)

@@ -9,7 +9,6 @@ from test_lossless import PROMPT_LENGTHS, an_eos_token, left_padded_prompts, tar
 from transformers import CompileConfig, StaticCache
 
 from eagle_hf import DraftTree
-from eagle_hf.draft_network import CompiledDraftNetwork
 from eagle_hf.generation.fixed_shapes import with_room
 from eagle_hf.generation.target import Target
 from eagle_hf.kv_cache import capacity
@@ -125,7 +124,7 @@ def test_a_static_cache_alone_compiles_nothing_on_a_cpu(monkeypatch):
 
 @pytest.mark.parametrize("version", [1, 3])
 @pytest.mark.parametrize("kind", ["dynamic", "static", "chain"])
-def test_trees_of_equal_size_and_a_compiled_draft_as_on_a_gpu(compile_config, monkeypatch, kind, version):
+def test_trees_of_equal_size_as_on_a_gpu_and_a_compiled_draft(compile_config, monkeypatch, kind, version):
     target, inputs = tiny_target("llama"), left_padded_prompts(PROMPT_LENGTHS)
     draft = use_options(
         random_draft(target, version), num_assistant_tokens=6, draft_depth=3, draft_width=2, draft_tree=kind,
@@ -133,7 +132,6 @@ def test_trees_of_equal_size_and_a_compiled_draft_as_on_a_gpu(compile_config, mo
     )  # fmt: skip
     settings = {**inputs, "max_new_tokens": 20, "eos_token_id": 5, "do_sample": False, "return_dict_in_generate": True}
     eager = target.generate(**settings, assistant_model=draft)
-    monkeypatch.setattr(CompiledDraftNetwork, "supports", lambda draft: True)
     monkeypatch.setattr(Target, "has_fixed_shapes", property(lambda self: self._compiled is not None))
     sizes, verify = set(), Target._forward
     monkeypatch.setattr(

@@ -44,9 +44,7 @@ def assert_lossless(monkeypatch, target):
     """Greedy with real heads, which call the target's own modules, and seed for seed with accepted drafts."""
     plain = target.generate(**INPUTS, **GREEDY)
     for head in ({}, {"eagle_version": 1}):
-        output = target.generate(
-            **INPUTS, **GREEDY, assistant_model=small_draft(**head), return_dict_in_generate=True
-        )
+        output = target.generate(**INPUTS, **GREEDY, assistant_model=small_draft(**head), return_dict_in_generate=True)
         assert isinstance(output, eagle_hf.EagleGenerateOutput)
         assert torch.equal(output.sequences, plain)
     with monkeypatch.context() as context:

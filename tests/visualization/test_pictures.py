@@ -209,6 +209,7 @@ def test_html_shows_the_text_and_nothing_else(text):
     assert [kind for kind, _ in page.parts] == [span.kind for span in picture.spans if span.text]
     assert {tag for tag, _ in page.tags} == {"div", "span"}
     assert page.tags[1][1]["dir"] == "auto"
+    assert "tex2jax_ignore" in page.tags[0][1]["class"]  # $a$ is no formula
     assert "\x1b" not in shown(picture)  # a text cannot move the cursor
 
 

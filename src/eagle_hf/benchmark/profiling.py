@@ -25,7 +25,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..draft_network import CompiledDraftNetwork, DraftNetwork
+from ..compiled_draft import CompiledDraftNetwork
+from ..draft_network import DraftNetwork
 from ..drafting import Drafter
 from ..generation.selection import NodeSelector, TokenSelector
 from ..generation.target import Target

@@ -42,8 +42,8 @@ def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config
     check_pair(model, draft)
     if input_device(model).type == "meta":
         raise ValueError(
-            f"The weights of {type(model).__name__} are on the meta device, which holds shapes but no numbers. Load them "
-            "with `from_pretrained`; what `device_map` offloads to the CPU or the disk may stay there."
+            f"The weights of {type(model).__name__} are on the meta device, which holds shapes but no numbers. Load "
+            "them with `from_pretrained`; what `device_map` offloads to the CPU or the disk may stay there."
         )
     DraftOptions.from_generation_config(draft.generation_config)
     if generation_config.use_cache is False:

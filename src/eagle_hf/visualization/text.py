@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
+NO_MATH = "tex2jax_ignore mathjax_ignore"  # Jupyter would set what stands between two dollar signs as a formula
 STYLES: dict[Kind | None, str] = {None: "", "first": "italic", "drafted": "green underline", "bonus": "bold"}
 CSS: dict[Kind, str] = {
     "first": "font-style:italic",
@@ -107,7 +108,7 @@ class TextPicture:
         )
         note = f'<div style="font-size:smaller;opacity:.75;margin-top:.5em">{signs}</div>' if legend and signs else ""
         style = "white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;text-align:start"
-        return f'<div><div dir="auto" style="{style}">{body}</div>{note}</div>'
+        return f'<div class="{NO_MATH}"><div dir="auto" style="{style}">{body}</div>{note}</div>'
 
     def _repr_html_(self) -> str:
         return self.to_html()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase
 
 from ..tree import DraftTree
+from .text import NO_MATH
 from .tokens import node_label
 from .tree_svg import tree_svg
 
@@ -90,7 +91,7 @@ class TreePicture:
         return tree_svg(self.nodes, description=str(self))
 
     def _repr_html_(self) -> str:
-        return f'<div style="overflow-x:auto">{self.to_svg()}</div>'
+        return f'<div class="{NO_MATH}" style="overflow-x:auto">{self.to_svg()}</div>'
 
 
 def draw_tree(

@@ -1,0 +1,219 @@
+"""The head in fixed shapes: levels of a tree, or whole trees, compiled once and run in every step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import Cache, CompileConfig
+from transformers.cache_utils import StaticLayer
+
+from .attention import Rotary
+from .draft_network import DraftNetwork, expand, top_children
+from .dynamic_tree import grow_dynamic_tree
+from .modeling_eagle import EagleDraftModel
+from .tree import DraftTree
+from .tree_sizing import FixedSizing
+
+
+class CompiledDraftNetwork(DraftNetwork):
+    """
+    [`DraftNetwork`] in fixed shapes: what runs in every step is compiled once. The cache has all its columns from the
+    start, masks reach over all of them, and guesses have a place of their own behind the longest text:
+
+    ```text
+    (f0,t1) (f1,t2) ... (f[n-1],root)  .  .  .  | level 1: K rows | level 2: K rows | ...
+    true features                      free     guesses
+    ```
+
+    Args:
+        draft, embed_tokens, lm_head: As in [`DraftNetwork`].
+        compile_config ([`~transformers.CompileConfig`]): How to compile.
+        max_length (`int`): Tokens of the longest text.
+        max_guesses (`int`): Guesses of the largest tree.
+    """
+
+    def __init__(
+        self,
+        draft: EagleDraftModel,
+        embed_tokens: Callable,
+        lm_head: Callable,
+        compile_config: CompileConfig,
+        max_length: int,
+        max_guesses: int,
+    ):
+        super().__init__(draft, embed_tokens, lm_head)
+        self.first_guess = -(-max_length // 64) * 64  # few different sizes, few graphs
+        self.num_columns = self.first_guess + max_guesses
+        self.cache = Cache(layers=[StaticLayer(max_cache_len=self.num_columns) for _ in draft.layers])
+        self._expand = compiled(draft, expand, compile_config)
+        self._grow = compiled(draft, _grow, compile_config)
+
+    @staticmethod
+    def supports(draft: EagleDraftModel) -> bool:
+        """Whether a head can run in fixed shapes."""
+        return draft.config.sliding_window is None and not draft.config.parallel_drafting
+
+    def cut(self, length: int) -> None:
+        """See [`DraftNetwork.cut`]."""
+        for layer in self.cache.layers:
+            layer.cumulative_length.fill_(length)
+
+    def begin_guesses(self) -> None:
+        """See [`DraftNetwork.begin_guesses`]."""
+        self.cut(self.first_guess)
+
+    def up_to_guesses(self, visible: torch.Tensor) -> torch.Tensor:
+        """See [`DraftNetwork.up_to_guesses`]."""
+        return F.pad(visible, (0, self.first_guess - visible.shape[-1]))
+
+    def step(
+        self,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        rotary: Rotary,
+        mask: torch.Tensor | None,
+        sliding_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See [`DraftNetwork.step`]."""
+        return super().step(hidden, tokens, rotary, self._fixed(mask, tokens.shape[1]))
+
+    def expand(
+        self,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        rotary: Rotary,
+        mask: torch.Tensor,
+        sliding_mask: torch.Tensor | None,
+        width: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See [`DraftNetwork.expand`]."""
+        self.num_forwards += 1
+        fixed_mask = self._fixed(mask, tokens.shape[1])
+        hidden, scores, ids = _kept(
+            self._expand(
+                self.draft,
+                self.embed_tokens,
+                self.compute_logits,
+                self.cache,
+                hidden,
+                tokens,
+                rotary,
+                fixed_mask,
+                width,
+            )
+        )
+        return hidden, scores, ids
+
+    def grow(
+        self,
+        roots: torch.Tensor,
+        hidden: torch.Tensor,
+        visible: torch.Tensor,
+        rotary: Rotary,
+        target_ids: torch.Tensor | None,
+        width: int,
+        depth: int,
+        num_nodes: int,
+    ) -> DraftTree:
+        """
+        A dynamic tree of fixed size in one graph.
+
+        Args:
+            roots, hidden, width, depth, num_nodes: As in [`grow_dynamic_tree`].
+            visible (`torch.BoolTensor` of shape `(batch_size, 1, past_len)`): True rows that all nodes see.
+            rotary (pair of `torch.Tensor`): Rotary embedding of the levels.
+            target_ids (`torch.LongTensor` of shape `(draft_vocab_size,)`, *optional*): Target ids of the draft's.
+        """
+        self.num_forwards += depth - 1
+        visible = self.up_to_guesses(visible)
+        *tensors, max_depth = self._grow(
+            self.draft, self.embed_tokens, self.compute_logits, self.cache, roots.clone(), hidden, visible, *rotary,
+            target_ids, width, depth, num_nodes, self.num_columns,
+        )  # fmt: skip
+        tokens, parents, depths, scores = _kept(tensors)
+        return DraftTree(tokens, parents, depths, scores, max_depth)
+
+    def _fixed(self, mask: torch.Tensor | None, num_rows: int) -> torch.Tensor:
+        """A mask over all columns, of shape `(batch_size, 1, num_rows, num_columns)`."""
+        if mask is None:
+            past_len = int(self.cache.get_seq_length())
+            device = self.draft.device
+            mask = torch.ones(num_rows, past_len + num_rows, dtype=torch.bool, device=device).tril(past_len)[None, None]
+        return F.pad(mask, (0, self.num_columns - mask.shape[-1]))
+
+
+class _Levels:
+    """Stands for the [`Drafter`] within a graph: the same questions, answered from tensors alone."""
+
+    def __init__(
+        self,
+        draft: EagleDraftModel,
+        embed_tokens: Callable,
+        compute_logits: Callable,
+        cache: Cache,
+        visible: torch.Tensor,
+        rotary: Rotary,
+        target_ids: torch.Tensor | None,
+        num_columns: int,
+    ):
+        self.draft, self.embed_tokens, self.compute_logits, self.cache = draft, embed_tokens, compute_logits, cache
+        self.visible, self.rotary, self.target_ids, self.num_columns = visible, rotary, target_ids, num_columns
+
+    def top_children(self, hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return top_children(self.compute_logits, hidden, width)
+
+    def visible_to_guesses(self, num_rows: int) -> torch.Tensor:
+        return self.visible.expand(-1, num_rows, -1)
+
+    def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
+        return draft_ids if self.target_ids is None else self.target_ids[draft_ids]
+
+    def level_rotary(self, depth: int) -> Rotary:
+        cos, sin = self.rotary
+        return cos[:, :, depth - 1 : depth], sin[:, :, depth - 1 : depth]
+
+    def expand(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        mask = F.pad(mask, (0, self.num_columns - mask.shape[-1]))
+        return expand(
+            self.draft, self.embed_tokens, self.compute_logits, self.cache, hidden, tokens, rotary, mask, width
+        )
+
+
+def _grow(
+    draft: EagleDraftModel,
+    embed_tokens: Callable,
+    compute_logits: Callable,
+    cache: Cache,
+    roots: torch.Tensor,
+    hidden: torch.Tensor,
+    visible: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    target_ids: torch.Tensor | None,
+    width: int,
+    depth: int,
+    num_nodes: int,
+    num_columns: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    levels = _Levels(draft, embed_tokens, compute_logits, cache, visible, (cos, sin), target_ids, num_columns)
+    tree = grow_dynamic_tree(levels, roots, hidden, width, depth, num_nodes, FixedSizing())
+    return tree.tokens, tree.parents, tree.depths, tree.scores, tree.max_depth
+
+
+def _kept(outputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Outputs that stay: CUDA graphs write those of every replay to the same place."""
+    return outputs if outputs[0].device.type == "cpu" else tuple(output.clone() for output in outputs)
+
+
+def compiled(draft: EagleDraftModel, function: Callable, config: CompileConfig) -> Callable[..., Any]:
+    """A function, compiled once per head and way of compiling: a new wrapper would compile it again."""
+    known = draft.__dict__.setdefault("_compiled_functions", {})
+    if known.get("config") != config:
+        known.clear()
+        known["config"] = config
+    if function not in known:
+        known[function] = torch.compile(function, **config.to_dict())
+    return known[function]
