@@ -7,8 +7,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest test-app notebooks reference docs bench bench-loading bench-tasks bench-training bench-retrieval \
-	bench-long bench-batches soak profile sweep lint format types ci clean help
+.PHONY: demo test test-oldest test-version test-versions test-app notebooks reference docs bench bench-loading \
+	bench-tasks bench-training bench-retrieval bench-long bench-batches soak profile sweep lint format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,10 +29,21 @@ demo: $(VENV)/.ready ## Run the demo pair with and without its draft, offline
 test: $(VENV)/.ready ## Run the tests
 	HF_HUB_OFFLINE=1 EAGLE_HF_FAST_NOTEBOOKS=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake tests notebooks
 
+OLDEST = $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+MIDDLE ?= 5.20
+# The newest is what pip finds, which may be newer than what constraints.txt names.
+test-versions: ## Run the tests with the oldest, a middle and the newest transformers, each in an environment of its own
+	for version in $(OLDEST) $(MIDDLE) newest; do $(MAKE) test-version TRANSFORMERS=$$version || exit 1; done
+
 test-oldest: ## Run the tests with the oldest supported transformers, in an environment of its own
-	$(MAKE) VENV=.venv-oldest .venv-oldest/.ready
-	.venv-oldest/bin/python -m pip install --quiet "transformers==$$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml).*"
-	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest -n $(WORKERS) tests
+	$(MAKE) test-version TRANSFORMERS=$(OLDEST)
+
+test-version: ## Run the tests with TRANSFORMERS=5.20 (or another version, or "newest"), in an environment of its own
+	@test -n "$(TRANSFORMERS)" || { echo "Say which version: make test-version TRANSFORMERS=5.20"; exit 2; }
+	$(MAKE) VENV=.venv-$(TRANSFORMERS) .venv-$(TRANSFORMERS)/.ready
+	.venv-$(TRANSFORMERS)/bin/python -m pip install --quiet --upgrade \
+		"transformers$(if $(filter newest,$(TRANSFORMERS)),<6,==$(TRANSFORMERS).*)"
+	HF_HUB_OFFLINE=1 .venv-$(TRANSFORMERS)/bin/python -m pytest -n $(WORKERS) tests
 
 test-app: $(VENV)/.ready ## Test the page of `eagle-hf app` in a headless browser (needs chromium)
 	$(INSTALL) --editable ".[demo]" playwright
@@ -97,4 +108,4 @@ types: $(VENV)/.ready ## Check the types
 ci: test lint types ## All that CI runs
 
 clean: ## Remove environments and caches
-	rm -rf .venv .venv-oldest .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-[0-9]* .venv-newest .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from conditions import Timing, clock, conditions
-from profile_step import PARTS, Parts
 from speed import ROOT, demo_pair, spread
 from transformers.utils import logging
+
+from eagle_hf.benchmark.profiling import PARTS, Parts
 
 
 def batches(tokenizer: Any, prompts: list[str], size: int) -> list[Any]:
@@ -63,16 +64,18 @@ def measure(size: int, prompts: list[str], repeats: int, new_tokens: int, wants_
         rates.append((tokens / seconds[0], tokens / seconds[1]))
     result = {
         "batch_size": size,
-        "speedup": spread(ratios) if repeats > 1 else {"median": round(ratios[0], 3)},
+        "speedup": spread(ratios),
         "plain_tokens_per_second": round(statistics.median(rate[0] for rate in rates), 1),
         "eagle_tokens_per_second": round(statistics.median(rate[1] for rate in rates), 1),
         "mean_acceptance_length": round(statistics.mean(lengths), 3),
     }
     if wants_parts:
-        with Parts(counts_operators=False) as parts:
-            for inputs in groups:
-                generate(target, inputs, draft, new_tokens)
-        result["part_ms"] = {name: round(statistics.median(parts.values[name]), 3) for name in PARTS}
+        parts, steps = Parts(target.device, counts=False), 0
+        for inputs in groups:
+            with parts:
+                steps += generate(target, inputs, draft, new_tokens)[1].target_forwards - 1
+        milliseconds = {name: sum(sums.get(name, [0])[0] for sums in parts.steps) for name in PARTS}
+        result["part_ms"] = {name: round(value / steps, 3) for name, value in milliseconds.items()}
     return result
 
 

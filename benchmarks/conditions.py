@@ -1,15 +1,12 @@
 """Under which conditions something was measured: what every recorded result says beside its figures."""
 
-import platform
 import sys
 import time
 from typing import Any
 
 import torch
-import transformers
-from speed import cpu_name
 
-import eagle_hf
+from eagle_hf.benchmark.environment import hardware, load_average, versions
 
 
 class Timing:
@@ -28,17 +25,11 @@ def clock() -> float:
 
 def conditions() -> dict[str, Any]:
     """Command, versions and hardware, for a JSON record."""
-    hardware = f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    if torch.cuda.is_available():
-        hardware += f"; {torch.cuda.get_device_name()}"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "command": " ".join(["python", *sys.argv]),
-        "versions": {
-            "eagle_hf": eagle_hf.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "hardware": hardware,
+        "versions": versions(),
+        "hardware": hardware(device),
+        "load_average": load_average(),
         "time": "of the processor" if Timing.is_processor_time else "of the clock",
     }

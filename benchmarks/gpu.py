@@ -33,6 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging
 
 from eagle_hf import DraftOptions, DraftTree, EagleDraftModel
+from eagle_hf.benchmark.profiling import OperatorCount
 from eagle_hf.generation.target import Target
 from eagle_hf.training import new_head
 
@@ -145,8 +146,6 @@ def injected_acceptance(tau: float | None, depth: int, seed: int = 0) -> Iterato
 def launches(device: str, call: Callable[[], Any]) -> dict[str, int]:
     """Kernels and synchronisations of a call; on a CPU operators that are not views."""
     if device == "cpu":
-        from profile_step import OperatorCount
-
         with OperatorCount() as count:
             call()
         return {"operators": count.number}
@@ -258,7 +257,11 @@ def speed(target: Any, draft: EagleDraftModel, args: argparse.Namespace) -> dict
         inputs = prompts(target, size, args)
         runs: dict[str, Callable[[], tuple[float, Any]]] = {}
         for way, options in ways.items():
-            runs[f"plain {way}"] = functools.partial(timed, target, inputs[0], args.new_tokens, **options)
+
+            def plain(options: dict[str, Any] = options, inputs: list[torch.Tensor] = inputs) -> tuple[float, Any]:
+                return timed(target, inputs[0], args.new_tokens, **options)  # the prompts of this round
+
+            runs[f"plain {way}"] = plain
             for name, tree in TREES.items():
 
                 def eagle(
@@ -275,20 +278,20 @@ def speed(target: Any, draft: EagleDraftModel, args: argparse.Namespace) -> dict
         }
         for number in range(args.repeats):
             inputs[0] = inputs[1 + number % (len(inputs) - 1)]
-            plain = None
+            expected = None
             for name, run in runs.items():
                 if "refused" in figures[name]:
                     continue
                 seconds, output = run()
                 figures[name]["seconds"].append(seconds)
                 if name.startswith("plain"):
-                    plain = output.sequences if plain is None else plain
+                    expected = output.sequences if expected is None else expected
                 else:
                     lengths = sum(output.acceptance_lengths, [])
                     figures[name]["taus"].append(statistics.mean(lengths))
-                    if tau is None and plain is not None:
+                    if tau is None and expected is not None:
                         figures[name].setdefault("equal_tokens", []).append(
-                            round((output.sequences == plain).float().mean().item(), 4)
+                            round((output.sequences == expected).float().mean().item(), 4)
                         )
         for name, values in figures.items():
             if "refused" not in values:

@@ -115,12 +115,14 @@ def main() -> None:
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "hub_cards" / "demo-llama-7m")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "hub_cards" / "demo-llama-7m", model_max_length=10**9)
     files = source_files(12 if args.tiny else None)
     held_out, files = files[::10], [path for number, path in enumerate(files) if number % 10]
     target_folder, head_folder = args.output / "target", args.output / "head"
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "held_out.json").write_text(json.dumps([path.read_text(errors="ignore") for path in held_out]))
+    (args.output / "held_out.json").write_text(
+        json.dumps([path.read_text(errors="ignore")[:4000] for path in held_out])
+    )
     blocks = token_blocks(tokenizer, files, args.length)
     print(f"{len(files)} modules, {len(blocks):,} blocks of {args.length} tokens", flush=True)
 

@@ -8,8 +8,8 @@ over several turns, and calls that end in an exception. After a warm-up and ever
 * the number and bytes of live tensors,
 * the objects that Python's collector tracks.
 
-The verdict compares the second half with the first: no more live tensors and no more than `--tolerance` of resident
-memory gained. A leak of one tensor per call, or of a few bytes per token, does not pass.
+The verdict compares the end with the first half: no more live tensors, and resident memory and objects within
+`--tolerance`. A leak of one tensor per call, or of a few bytes per token, does not pass.
 
     python benchmarks/soak.py [--tokens 1000000] [--json FILE]
 """
@@ -59,8 +59,8 @@ class Interruption(Exception):
 class InterruptingStreamer(BaseStreamer):
     """Fails in the middle of a call, as a closed connection does."""
 
-    def __init__(self) -> None:
-        self.left = 12
+    def __init__(self, calls: int):
+        self.left = calls
 
     def put(self, value: torch.Tensor) -> None:
         self.left -= 1
@@ -122,7 +122,7 @@ def scenarios(new_tokens: int, rows: int) -> Iterator[Callable[[], int]]:
 
         def interrupted(call: Callable[..., int] = call) -> int:
             try:
-                return call(streamer=InterruptingStreamer())
+                return call(streamer=InterruptingStreamer(new_tokens // 2))
             except Interruption:
                 return 0
 
@@ -180,13 +180,14 @@ def soak(
 
 
 def verdict(snapshots: list[dict[str, float]], tolerance: float) -> list[str]:
-    """What grew from the middle to the end; nothing if memory is flat."""
-    middle, end = snapshots[len(snapshots) // 2], snapshots[-1]
+    """What grew: least of the last three snapshots above most of the first half. Nothing if memory is flat."""
+    first, last = snapshots[: len(snapshots) // 2 + 1], snapshots[-3:]
+    limits = {"tensors": 1.0, "tensor_mib": 1.0, "resident_mib": 1 + tolerance, "objects": 1 + tolerance}
     reasons = []
-    if end["tensors"] > middle["tensors"] or end["tensor_mib"] > middle["tensor_mib"]:
-        reasons.append(f"live tensors grew from {middle['tensors']} to {end['tensors']}")
-    if end["resident_mib"] > middle["resident_mib"] * (1 + tolerance):
-        reasons.append(f"resident memory grew from {middle['resident_mib']} to {end['resident_mib']} MiB")
+    for name, limit in limits.items():
+        before, after = max(row[name] for row in first), min(row[name] for row in last)
+        if after > before * limit:
+            reasons.append(f"{name} grew from {before:,} to {after:,}")
     return reasons
 
 
@@ -196,7 +197,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=192, help="most tokens per row and call")
     parser.add_argument("--batch-size", type=int, default=32, help="rows of every other call")
     parser.add_argument("--warm-up-calls", type=int, default=96, help="calls before the first snapshot")
-    parser.add_argument("--tolerance", type=float, default=0.02, help="growth of resident memory that is none")
+    parser.add_argument("--tolerance", type=float, default=0.02, help="growth of memory and objects that is none")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--leak", action="store_true", help="keep a tensor per call: the verdict has to find it")
     parser.add_argument("--json", type=Path, help="also write the result here")

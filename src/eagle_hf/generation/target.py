@@ -114,9 +114,8 @@ class Target:
         mask = self.model_kwargs.get("attention_mask")
         self._prompt_mask = None if mask is None else mask[:, -past_len:].bool()
         positions = self.model_kwargs.get("position_ids")
-        if (
-            positions is None
-        ):  # `forward` does not name them: plain `generate` passes none, and the target counts columns
+        if positions is None:
+            # `forward` does not name them: plain `generate` passes none, and the target counts columns.
             positions = torch.arange(past_len, device=outputs.logits.device)[None]
         self._prompt_positions = positions  # (batch_size or 1, len), or (3, batch_size, len) for multimodal rotary
         self._root_position = positions[..., -1:] + 1  # (..., batch_size or 1, 1)
