@@ -26,6 +26,8 @@ def test_speed_reports_ratios_of_equal_tokens_only(tmp_path):
         2,
         "--new-tokens",
         8,
+        "--threads",
+        1,
         "--prompts",
         tmp_path / "prompts.jsonl",
         "--json",
@@ -47,7 +49,7 @@ def test_lossless_counts_every_case(tmp_path):
 
 
 def test_profile_names_every_part_of_a_step():
-    printed = run("profile_step", "--repeats", 1)
+    printed = run("profile_step", "--repeats", 1, "--threads", 1)
     for part in ("draft", "tree", "verify", "walk", "cache", "rest", "step"):
         assert printed.count(f"\n{part}") == 2
 
@@ -55,7 +57,8 @@ def test_profile_names_every_part_of_a_step():
 def test_sweep_prints_a_line_per_tree(tmp_path):
     prompts = (ROOT / "benchmarks" / "held_out_prompts.jsonl").read_text().splitlines()[:2]
     (tmp_path / "prompts.jsonl").write_text("\n".join(prompts))
-    printed = run("tree_sweep", "--repeats", 1, "--new-tokens", 4, "--prompts", tmp_path / "prompts.jsonl")
+    arguments = ["--repeats", 1, "--new-tokens", 4, "--threads", 1, "--prompts", tmp_path / "prompts.jsonl"]
+    printed = run("tree_sweep", *arguments)
     assert len(printed.splitlines()) == 10
 
 
