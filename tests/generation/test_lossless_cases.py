@@ -36,6 +36,15 @@ def test_calls_differ_and_are_the_same_again():
         assert word in text
 
 
+def test_a_plain_step_in_a_static_cache_sees_no_node_of_an_earlier_tree():
+    """What `make lossless` has found: the last step needs no tree, and had no mask."""
+    call = Call("falcon-multi-query", (12,), 612090, "static_cache", {
+        "max_new_tokens": 15, "do_sample": False, "output_hidden_states": True,
+    }, eos=(52,))  # fmt: skip
+    tree = Tree(eagle_version=1, seed=0, num_nodes=17, max_depth=6, hit_rate=1.0, kind="chain", width=4)
+    assert [outcome.mismatch for outcome in run_call(call, [tree])] == [""]
+
+
 SAMPLED = Call("llama", (9, 4, 7), 3, "ids", {"max_new_tokens": 20, "do_sample": True}, extras=("streamer",))
 GREEDY = Call("llama", (9, 4, 7), 3, "ids", {"max_new_tokens": 20, "do_sample": False, "output_hidden_states": True})
 TREE = Tree(eagle_version=0, seed=5, num_nodes=9, max_depth=4, hit_rate=0.8, kind="dynamic", width=2)

@@ -44,9 +44,13 @@ class TreeMasks:
 
     @property
     def sees_all(self) -> bool:
-        """Whether a root sees all that its cache holds, so that it needs no mask: no padding, no windows."""
-        sliding = any(self.cache.layers[index].is_sliding for index in self.layer_of_type.values())
-        return self.prompt_mask is None and not sliding
+        """
+        Whether a root sees all that its cache holds, so that it needs no mask: no padding, no windows, and no columns
+        behind the text, where static caches keep nodes of earlier trees (Falcon would see them).
+        """
+        layers = [self.cache.layers[index] for index in self.layer_of_type.values()]
+        is_cut = any(layer.is_sliding or getattr(layer, "max_cache_len", None) is not None for layer in layers)
+        return self.prompt_mask is None and not is_cut
 
     def make(
         self, tree: DraftTree, lengths: list[int], additive_dtype: torch.dtype | None
