@@ -275,7 +275,7 @@ def _with_tree(call: Call, tree: Tree, truth: list[list[int]], **more: Any) -> t
         ).to_generation_config()  # fmt: skip
         return _generate(call, head, **more)
     drafter = ScriptedDrafter(truth, tree.seed, tree.num_nodes, tree.max_depth, tree.hit_rate, is_strict=False)
-    with patch("eagle_hf.generation.decoding.Drafter", lambda *args, **kwargs: drafter):
+    with patch("eagle_hf.generation.proposals.Drafter", lambda *args, **kwargs: drafter):
         return _generate(call, head_of(call.architecture, 3), **more)
 
 

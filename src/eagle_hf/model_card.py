@@ -277,9 +277,10 @@ def _facts(draft: EagleDraftModel) -> dict[str, str]:
     if config.feature_layer_ids is not None:
         features = "hidden states " + ", ".join(map(str, config.feature_layer_ids)) + " of the target"
     vocabulary = f"{config.draft_vocab_size or config.vocab_size:,} of {config.vocab_size:,} tokens"
+    size = f"{options.num_assistant_tokens} nodes, depth {options.draft_depth}, width {options.draft_width}"
     tree = {
-        "dynamic": f"dynamic, {options.num_assistant_tokens} nodes, depth {options.draft_depth}, "
-        f"width {options.draft_width}",
+        "dynamic": f"dynamic, {size}",
+        "auto": f"sized while generating, at most {size}",
         "static": f"static, {len(options.static_paths)} nodes",
         "chain": f"chain of {options.draft_depth}",
     }[options.draft_tree]

@@ -45,6 +45,7 @@ CALLS: tuple[tuple[str, type, str], ...] = (
     ("draft", DraftNetwork, "top_children"),
     ("draft", CompiledDraftNetwork, "step"),
     ("draft", CompiledDraftNetwork, "expand"),
+    ("draft", CompiledDraftNetwork, "grow"),
     ("verify", Target, "verify"),
     ("walk", NodeSelector, "select"),
     ("walk", TokenSelector, "select"),

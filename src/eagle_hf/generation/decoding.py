@@ -12,20 +12,17 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from ..draft_options import DraftOptions
-from ..drafting import Drafter
 from ..features import FeatureReader
 from ..modeling_eagle import EagleDraftModel
-from ..retrieval import Retrieval
 from ..tree import DraftTree
-from ..tree_sizing import known_sizing, remember
 from .fixed_shapes import with_room
 from .forward import cache_argument
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
 from .probe import can_verify_trees
+from .proposals import Proposals
 from .selection import Records, make_selector
 from .sequences import Sequences
-from .sharded_weights import whole
 from .target import Target
 
 
@@ -50,12 +47,11 @@ def eagle_decoding(
     Every step works on the newest token of each row, the root, which is in no cache yet:
 
     ```text
-    draft   grow a tree below the root from the features known so far         Drafter.grow
-            and, on request, add what followed the newest tokens before       Retrieval.add_to
+    draft   grow a tree below the root from the features known so far         Proposals.next_tree
     target  one forward over all nodes, each seeing its own path              Target.verify
     walk    the target's own next tokens, as long as the tree contains them   select
     cache   keep the nodes of that path, drop the others                      Target.keep
-    draft   learn the true features of the kept nodes                         Drafter.read_accepted
+    draft   learn the true features of the kept nodes                         Proposals.read_accepted
     ```
 
     Args:
@@ -85,15 +81,7 @@ def eagle_decoding(
     target = Target(
         model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree, options.max_nodes
     )
-    embed_tokens, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
-    if synced_gpus:  # ranks draft on their own, without waiting for the others
-        embed_tokens, lm_head = whole(embed_tokens), whole(lm_head)
-    situation = (id(model), str(model.device), model.dtype, len(input_ids), generation_config.do_sample)
-    sizing = known_sizing(draft, situation) if options.draft_tree == "auto" else None
-    drafter = Drafter(draft, options, embed_tokens, lm_head, *target.compiling(), sizing)
-    retrieval = None
-    if options.draft_retrieval:
-        retrieval = Retrieval(options.draft_retrieval, input_ids.tolist(), replaces_tree=not is_tree)
+    proposals = Proposals(draft, options, target, sequences, synced_gpus)
     records = Records(generation_config, sequences.batch_size)
     history = History(sequences.batch_size, keeps_trees=options.output_draft_trees)
 
@@ -104,28 +92,20 @@ def eagle_decoding(
         )
         selector.select(DraftTree.root_only(input_ids.new_zeros(len(input_ids))), logits)
         if not sequences.done:
-            prompt = target.prompt_features(input_ids.shape[1])
-            following = sequences.ids[:, -prompt.seq_len :]
-            drafter.read_prompt(prompt.states, following, prompt.positions, prompt.mask)
-            del prompt  # a long prompt has long states
+            proposals.read_prompt()
         while model._has_unfinished_sequences(sequences.done, synced_gpus, device=input_ids.device):
             if sequences.done:  # but other ranks are not
                 target.idle(sequences.newest())
                 continue
-            open_rows, max_depth = sequences.open_rows(), target.clamp_depth(sequences.max_draft_depth())
-            tree = drafter.grow(sequences.newest(), max_depth)
-            if retrieval is not None and not drafter.sizing.is_measuring:
-                tree = retrieval.add_to(tree, sequences.new_tokens, open_rows, max_depth)
-                drafter.sizing.verifies(tree)
-            tree = target.fit(tree)
+            open_rows = sequences.open_rows()
+            tree = proposals.next_tree(open_rows)
             paths = selector.select(tree, target.verify(tree))
             history.add(tree, paths, open_rows)
             features = target.keep(paths)
             if selector.draft_is_broken:
-                drafter.stop()
+                proposals.drafter.stop()
             if not sequences.done:
-                counts = [len(path) if row in open_rows else 0 for row, path in enumerate(paths)]
-                drafter.read_accepted(features, sequences.last(features.shape[1], counts), counts)
+                proposals.read_accepted(features, paths, open_rows)
         if target.outlives_generate and (late := selector.rows_without_last_token()):
             target.verify(DraftTree.root_only(sequences.newest()))
             target.keep([[0] if row in late else [] for row in range(sequences.batch_size)])
@@ -134,8 +114,7 @@ def eagle_decoding(
     finally:
         target.release()
     selector.finish()
-    if sizing is not None:
-        remember(draft, situation, sizing)
+    proposals.finish()
 
     if streamer is not None:
         streamer.end()
@@ -150,7 +129,7 @@ def eagle_decoding(
         past_key_values=target.cache,
         acceptance_lengths=history.acceptance_lengths,
         target_forwards=target.num_forwards,
-        draft_forwards=drafter.num_forwards,
+        draft_forwards=proposals.drafter.num_forwards,
         draft_trees=history.trees,
-        tree_sizing=sizing,
+        tree_sizing=proposals.sizing,
     )

@@ -1,0 +1,80 @@
+"""Where the trees of a call come from: the draft head and, on request, what followed the newest tokens before."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..draft_options import DraftOptions
+from ..drafting import Drafter
+from ..modeling_eagle import EagleDraftModel
+from ..retrieval import Retrieval
+from ..tree import DraftTree
+from ..tree_sizing import known_sizing, remember
+from .sequences import Sequences
+from .sharded_weights import whole
+from .target import Target
+
+
+class Proposals:
+    """
+    Args:
+        draft ([`EagleDraftModel`]): The draft head.
+        options ([`DraftOptions`]): The shape of the trees.
+        target ([`Target`]): Verifies them; says how deep they may be, and what the head may borrow.
+        sequences ([`Sequences`]): The growing texts.
+        synced_gpus (`bool`): Whether other ranks take part in every forward of the target.
+    """  # noqa: D205
+
+    def __init__(
+        self, draft: EagleDraftModel, options: DraftOptions, target: Target, sequences: Sequences, synced_gpus: bool
+    ):
+        model = target.model
+        self._draft, self._target, self._sequences = draft, target, sequences
+        embed_tokens, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
+        if synced_gpus:  # ranks draft on their own, without waiting for the others
+            embed_tokens, lm_head = whole(embed_tokens), whole(lm_head)
+        do_sample = target.generation_config.do_sample
+        self._situation = (id(model), str(model.device), model.dtype, sequences.batch_size, do_sample)
+        self.sizing = known_sizing(draft, self._situation) if options.draft_tree == "auto" else None
+        self.drafter = Drafter(draft, options, embed_tokens, lm_head, *target.compiling(), self.sizing)
+        self._retrieval: Retrieval | None = None
+        if options.draft_retrieval:
+            texts = sequences.ids.tolist()
+            self._retrieval = Retrieval(options.draft_retrieval, texts, replaces_tree=not target.is_tree)
+
+    def read_prompt(self) -> None:
+        """Let the head learn the prompt, once the token after it is known."""
+        prompt = self._target.prompt_features(self._sequences.prompt_len)
+        following = self._sequences.ids[:, -prompt.seq_len :]
+        self.drafter.read_prompt(prompt.states, following, prompt.positions, prompt.mask)
+
+    def next_tree(self, open_rows: list[int]) -> DraftTree:
+        """
+        The trees of the next step.
+
+        Args:
+            open_rows (`list[int]`): Rows that still get tokens of their own.
+        """
+        max_depth = self._target.clamp_depth(self._sequences.max_draft_depth())
+        tree = self.drafter.grow(self._sequences.newest(), max_depth)
+        if self._retrieval is not None and not self.drafter.sizing.is_measuring:
+            tree = self._retrieval.add_to(tree, self._sequences.new_tokens, open_rows, max_depth)
+            self.drafter.sizing.verifies(tree)
+        return self._target.fit(tree)
+
+    def read_accepted(self, features: torch.Tensor, paths: Sequence[Sequence[int]], open_rows: list[int]) -> None:
+        """
+        Let the head learn the features of accepted nodes.
+
+        Args:
+            features (`torch.Tensor` of shape `(batch_size, longest, num_features * hidden_size)`): Their features.
+            paths (`Sequence[Sequence[int]]` of length `batch_size`): Accepted nodes of every row, the root first.
+            open_rows (`list[int]`): Rows that had not finished before the step.
+        """
+        counts = [len(path) if row in open_rows else 0 for row, path in enumerate(paths)]
+        self.drafter.read_accepted(features, self._sequences.last(features.shape[1], counts), counts)
+
+    def finish(self) -> None:
+        """Keep what was learned about the worth of trees for the next call."""
+        if self.sizing is not None:
+            remember(self._draft, self._situation, self.sizing)
