@@ -77,6 +77,7 @@ def scenarios(new_tokens: int, rows: int) -> Iterator[Callable[[], int]]:
     trees = [
         DraftOptions(num_assistant_tokens=12, draft_depth=4, draft_width=3),
         DraftOptions(num_assistant_tokens=12, draft_depth=4, draft_width=3, draft_retrieval=8),
+        DraftOptions(draft_tree="auto", num_assistant_tokens=12, draft_depth=4, draft_width=4),
         DraftOptions(draft_tree="static"),
         DraftOptions(draft_tree="chain", num_assistant_tokens=4, draft_depth=4),
     ]
@@ -144,7 +145,7 @@ def resident_mib() -> float:
 def snapshot() -> dict[str, float]:
     gc.collect()
     objects = gc.get_objects()
-    tensors = [o for o in objects if issubclass(type(o), torch.Tensor)]
+    tensors = [o for o in objects if type(o) in (torch.Tensor, torch.nn.Parameter)]  # no stand-ins of compilers
     return {
         "resident_mib": round(resident_mib(), 1),
         "tensors": len(tensors),

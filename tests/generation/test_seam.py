@@ -154,10 +154,6 @@ class TestRefusals:
         with pytest.raises(ValueError, match="EncoderDecoderCache"):
             eagle_hf.generation.pairing.check_cache(cache)
 
-    def test_recurrent_targets(self, target, draft, monkeypatch):
-        monkeypatch.setattr(type(target), "_is_stateful", True)
-        self.check(target, draft, "recurrent state")
-
     def test_misspelt_draft_options(self, target, draft):
         draft.generation_config.draft_widht = 3
         self.check(target, draft, "unknown draft options")

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.argv = argv
         return COMMANDS[args.command].run(args)
     except ModuleNotFoundError as error:
-        print(f"eagle-hf {argv[0]}: {error}. Install it: pip install 'eagle-hf[demo]'", file=sys.stderr)
+        print(f"eagle-hf {argv[0]}: {error}. Install it: pip install 'eagle-hf[train,demo]'", file=sys.stderr)
         return 1
     except (ImportError, OSError, ValueError, FloatingPointError) as error:
         print(f"eagle-hf {argv[0]}: {error}", file=sys.stderr)

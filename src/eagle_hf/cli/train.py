@@ -113,7 +113,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Prepare everything that can fail, train, evaluate, and save the head."""
     parser = HfArgumentParser((HeadArguments, DataArguments, EagleTrainingArguments))
-    options = {name: value for name, value in vars(args).items() if name not in ("command", "config")}
+    options = {name: value for name, value in vars(args).items() if name not in ("command", "config", "argv")}
     head_args, data_args, training_args = parser.parse_dict(options)
     set_seed(training_args.seed)
     if training_args.process_index == 0:
