@@ -103,6 +103,8 @@ class StepCosts:
         """Learn from a step."""
         if not any(parts):
             self.plain_steps.append(seconds)
+            if self.extra:
+                return  # a plain step says nothing about the others
         else:
             x = torch.tensor(parts, dtype=torch.float64)
             self._gram = self._FADING * self._gram + torch.outer(x, x)
@@ -141,7 +143,7 @@ class TreeSizing:
     _tokens: float = 0.0
     _saved: float = 0.0  # seconds that a drafted step saved of late
     _spread: float = 0.0  # how far from that single steps were
-    _pause: int = 2  # steps of the next pause
+    _pause: int = 3  # steps of the next pause
     _paused: int = 0  # steps of this pause still to come
     is_measuring: bool = False  # whether the step has to be a plain one, so that its time is known
     _started: float = 0.0
@@ -246,9 +248,9 @@ class TreeSizing:
         self._saved = 0.9 * self._saved + 0.1 * saved
         self._spread = 0.9 * self._spread + 0.1 * abs(saved - self._saved)
         if self._saved > 0:
-            self._pause = 2
+            self._pause = 3
         elif self._saved < -0.3 * self._spread:
-            self._paused, self._pause = self._pause, min(2 * self._pause, self._LONGEST_PAUSE)
+            self._paused, self._pause = self._pause, min(3 * self._pause, self._LONGEST_PAUSE)
             self._saved = -0.15 * self._spread  # the next try need not be as long as this one
 
     def report(self) -> str:
@@ -282,7 +284,7 @@ def known_sizing(draft: object, key: tuple) -> TreeSizing:
     sizing = copy.deepcopy(_KNOWN.get(draft, {}).get(key, TreeSizing()))
     # Costs and confidence hold in the next text too; whether drafting pays in it is seen anew.
     sizing._is_first, sizing._parts = True, None
-    sizing._saved, sizing._pause, sizing._paused = 0.0, 2, 0
+    sizing._saved, sizing._pause, sizing._paused = 0.0, 3, 0
     sizing.num_plain_steps = sizing.num_drafted_steps = sizing.num_nodes = sizing.num_levels = 0
     return sizing
 

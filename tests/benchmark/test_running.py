@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import tiny_target
 from tiny_pair import tiny_pair, write_rows
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, CompileConfig
 
 from eagle_hf.benchmark import BenchmarkSettings, load_result, load_tasks, make_methods, run_benchmark, save_result
 from eagle_hf.benchmark.measuring import Measuring
@@ -257,3 +257,21 @@ class TestBadInput:
         (tmp_path / "results.json").write_text("[")
         with pytest.raises(ValueError, match="not JSON"):
             load_result(tmp_path)
+
+
+def test_compiled_methods_write_the_same_tokens(pair, tasks, monkeypatch):
+    torch._dynamo.reset()
+    config = CompileConfig(backend="eager", mode="default")
+    config._compile_all_devices = True
+    monkeypatch.setattr("eagle_hf.benchmark.methods._compile_config", lambda: config)
+    calls = []
+    monkeypatch.setattr(
+        type(pair[0]), "get_compiled_call", lambda model, config: calls.append(config) or model.__call__
+    )
+    methods = make_methods(pair[1], compiles=True)
+    result = run_benchmark(*pair, tasks, BenchmarkSettings(max_new_tokens=8, repeats=1, metrics=False), methods)
+    rows = {row["method"]: row for row in result["rows"] if row["task"] == "one" and row["temperature"] == 1}
+    assert set(rows) == {"plain", "eagle", "plain compiled", "eagle compiled"}
+    assert not any(row["texts_that_differ"] for row in rows.values())
+    assert calls
+    torch._dynamo.reset()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 
 from ..draft_options import DraftOptions
 from ..modeling_eagle import EagleDraftModel
@@ -12,6 +12,7 @@ from .environment import describe_model
 
 
 PLAIN, EAGLE = "plain", "eagle"
+COMPILED_PLAIN, COMPILED_EAGLE = "plain compiled", "eagle compiled"
 BASELINES = (PLAIN, "prompt_lookup", "assisted")
 
 
@@ -46,6 +47,7 @@ def make_methods(
     assistant_model: PreTrainedModel | None = None,
     prompt_lookup_num_tokens: int = 10,
     trees: Sequence[tuple[int, int, int]] = (),
+    compiles: bool = False,
 ) -> list[Method]:
     """
     Plain `generate`, the head as it is, and whatever else is asked for.
@@ -56,6 +58,8 @@ def make_methods(
         assistant_model ([`~transformers.PreTrainedModel`], *optional*): The small model of `"assisted"`.
         prompt_lookup_num_tokens (`int`, *optional*, defaults to 10): Tokens that prompt lookup proposes.
         trees (`Sequence[tuple[int, int, int]]`, *optional*): Further dynamic trees: nodes, depth and width.
+        compiles (`bool`, *optional*, defaults to `False`):
+            Whether to measure plain `generate` and the head with a static cache and compiled steps as well.
 
     Raises:
         `ValueError`: if a baseline is unknown, or lacks its model.
@@ -71,12 +75,25 @@ def make_methods(
         nodes, depth, width = tree
         options = DraftOptions(num_assistant_tokens=nodes, draft_depth=depth, draft_width=width)
         methods.append(_eagle(f"{EAGLE} {nodes}/{depth}/{width}", options, tree))
+    if compiles:
+        facts = {"cache_implementation": "static", "compile_mode": _compile_config().mode}
+        compiled = {"cache_implementation": "static", "compile_config": _compile_config()}
+        eagle = _eagle(COMPILED_EAGLE, own, None)
+        methods.append(Method(COMPILED_PLAIN, compiled, facts=facts))
+        methods.append(replace(eagle, options=compiled, facts=eagle.facts | facts))
     if "prompt_lookup" in baselines:
         options_ = {"prompt_lookup_num_tokens": prompt_lookup_num_tokens}
         methods.append(Method("prompt_lookup", options_, facts=options_))
     if assistant_model is not None:
         methods.append(Method("assisted", {"assistant_model": assistant_model}, facts=describe_model(assistant_model)))
     return methods
+
+
+def _compile_config() -> CompileConfig:
+    """How to compile, on every device: on a CPU, plain `generate` does so on this private request only."""
+    config = CompileConfig(mode="default")
+    config._compile_all_devices = True
+    return config
 
 
 def _eagle(name: str, options: DraftOptions, tree: tuple[int, int, int] | None) -> Method:

@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NODES/DEPTH/WIDTH",
         help="draft with these trees as well as with that of the head",
     )
+    add("--compile", action="store_true", help="plain and head also with a static cache and compiled steps")
     add("--max_new_tokens", "--max-new-tokens", type=int, default=256, help="most tokens of an answer (default: 256)")
     add("--repeats", type=int, default=3, help="how often every method answers a prompt (default: 3)")
     add("--seed", type=int, default=0, help="seed of the first prompt of a task (default: 0)")
@@ -125,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     if args.assistant_model is not None:
         assistant = AutoModelForCausalLM.from_pretrained(args.assistant_model, dtype=pair.target.dtype)
         assistant.to(pair.target.device).eval()
-    methods = make_methods(pair.draft, args.baselines, assistant, trees=trees)
+    methods = make_methods(pair.draft, args.baselines, assistant, trees=trees, compiles=args.compile)
     finished = args.output / "finished_prompts.jsonl"
     try:
         result = run_benchmark(

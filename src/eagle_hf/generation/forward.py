@@ -128,20 +128,33 @@ def forward_tree(
     """
     if step_inputs is not None:
         kwargs |= step_inputs.for_nodes(tree.num_nodes)
+    if tree.num_nodes == 1 and min(lengths) == max(lengths) and masks.sees_all:
+        return _forward_nodes(model, tree, root_position, None, cache, call, kwargs)
     with tree_attention(model) as additive_dtype:
         if kwargs.get("output_attentions"):  # some sdpa models compute these with the eager formula
             additive_dtype = model.dtype
-        is_plain = tree.num_nodes == 1 and min(lengths) == max(lengths) and masks.sees_all
-        mask = None if is_plain else masks.make(tree, lengths, additive_dtype)
-        return (call or model)(
-            input_ids=tree.tokens,
-            position_ids=root_position + tree.depths,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            return_dict=True,
-            **kwargs,
-        )
+        mask = masks.make(tree, lengths, additive_dtype)
+        return _forward_nodes(model, tree, root_position, mask, cache, call, kwargs)
+
+
+def _forward_nodes(
+    model: PreTrainedModel,
+    tree: DraftTree,
+    root_position: torch.Tensor,
+    mask: torch.Tensor | dict[str, torch.Tensor] | None,
+    cache: Cache,
+    call: Callable[..., CausalLMOutputWithPast] | None,
+    kwargs: dict[str, Any],
+) -> CausalLMOutputWithPast:
+    return (call or model)(
+        input_ids=tree.tokens,
+        position_ids=root_position + tree.depths,
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        return_dict=True,
+        **kwargs,
+    )
 
 
 def forward_chain(

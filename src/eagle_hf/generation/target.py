@@ -133,7 +133,8 @@ class Target:
         config, max_length = self.model.config.get_text_config(decoder=True), self.generation_config.max_length
         self.rotary_switch = RotarySwitch.on_the_way(config, past_len, max_length)
         self._ids = input_ids
-        self._masks = TreeMasks(self.model.config.get_text_config(decoder=True), self.cache, self._prompt_mask)
+        self._masks = TreeMasks(config, self.cache, self._prompt_mask)
+        self._max_positions = getattr(config, "max_position_embeddings", None)
         self.layer_records.add_prompt(outputs, past_len)
         if has_recurrent_state(self.cache):
             pad_token = self.generation_config._pad_token_tensor
@@ -169,9 +170,9 @@ class Target:
             depth = self.replay.clamp_depth(depth)
         if self.rotary_switch is not None:
             depth = self.rotary_switch.clamp_depth(depth, *self._root_place())
-        config = self.model.config.get_text_config(decoder=True)
-        max_positions = getattr(config, "max_position_embeddings", None)
-        return depth if not max_positions else min(depth, max(max_positions - 1 - max(self.lengths), 0))
+        if not self._max_positions:
+            return depth
+        return min(depth, max(self._max_positions - 1 - max(self.lengths), 0))
 
     def fit(self, tree: DraftTree) -> DraftTree:
         """As much of the tree as there is room for in a cache of fixed size."""
