@@ -46,11 +46,13 @@ class SamplingNoise:
         while self._first + len(self._blocks) <= max(first_columns) + max_depth:
             self._states.append(self._generator.get_state())
             self._blocks.append(torch.empty(self.shape, device=self.device).exponential_())
-        if len(first_columns) == 1:
-            return torch.cat(self._blocks)[depths]  # (1, num_nodes, vocab_size)
-        blocks = torch.stack(self._blocks)  # (num_blocks, batch_size, vocab_size)
+        batch_size, vocab_size = self.shape
+        if batch_size == 1 and max_depth == 0:
+            return self._blocks[0][None]  # (1, 1, vocab_size)
         offsets = torch.tensor(first_columns, device=self.device)[:, None] - self._first
-        return blocks[offsets + depths, torch.arange(len(depths), device=self.device)[:, None]]
+        rows = (offsets + depths) * batch_size + torch.arange(batch_size, device=self.device)[:, None]
+        # Selecting whole rows copies them; indexing would go through every number.
+        return torch.cat(self._blocks).index_select(0, rows.flatten()).view(*depths.shape, vocab_size)
 
     def _forget(self, column: int) -> None:
         del self._blocks[: column - self._first]
