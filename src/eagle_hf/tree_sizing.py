@@ -243,12 +243,12 @@ class TreeSizing:
     def _judge(self, saved: float) -> None:
         """
         Pause where drafting has cost more than it saved, and clearly so: a few unlucky steps say little. Each pause is
-        longer than the last, until drafting pays again.
+        longer than the last; they get shorter again while drafting pays.
         """
         self._saved = 0.9 * self._saved + 0.1 * saved
         self._spread = 0.9 * self._spread + 0.1 * abs(saved - self._saved)
         if self._saved > 0:
-            self._pause = 3
+            self._pause = max(self._pause // 3, 3)
         elif self._saved < -0.3 * self._spread:
             self._paused, self._pause = self._pause, min(3 * self._pause, self._LONGEST_PAUSE)
             self._saved = -0.15 * self._spread  # the next try need not be as long as this one
