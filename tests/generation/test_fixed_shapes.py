@@ -58,26 +58,20 @@ def test_with_a_static_cache_the_text_is_that_of_plain_generate(monkeypatch, nam
 
 @pytest.mark.parametrize("lengths", [PROMPT_LENGTHS[:1], PROMPT_LENGTHS], ids=["single", "ragged"])
 @pytest.mark.parametrize("columns", [39, 40, 44])  # the first is what plain `generate` needs: 16 + 24 - 1
-def test_a_passed_static_cache_is_filled_as_plain_generate_fills_it(monkeypatch, lengths, columns):
+def test_a_passed_static_cache_is_filled_as_plain_generate_fills_it(lengths, columns):
     target, inputs = target_of("llama"), left_padded_prompts(lengths)
-    caches = []
-
-    class KeepsCaches:
-        def __call__(self, *args, **kwargs):
-            caches.append(StaticCache(config=target.config, max_cache_len=columns))
-            return caches[-1]
-
-    make, outputs = KeepsCaches(), []
+    caches, outputs = [], []
     for assistant in (None, use_options(random_draft(target), num_assistant_tokens=6, draft_depth=3, draft_width=2)):
+        caches.append(StaticCache(config=target.config, max_cache_len=columns))
         outputs.append(
             target.generate(
                 **inputs,
                 assistant_model=assistant,
-                past_key_values=make(),
+                past_key_values=caches[-1],
                 max_new_tokens=24,
                 do_sample=False,
                 eos_token_id=None,
-            )  # fmt: skip
+            )
         )
     assert torch.equal(*outputs)
     for plain, ours in zip(*(cache.layers for cache in caches), strict=True):
