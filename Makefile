@@ -28,7 +28,7 @@ demo: $(VENV)/.ready ## Run the demo pair with and without its draft, offline
 	$(BIN)/eagle-hf demo
 
 test: $(VENV)/.ready ## Run the tests
-	HF_HUB_OFFLINE=1 EAGLE_HF_FAST_NOTEBOOKS=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake tests notebooks
+	HF_HUB_OFFLINE=1 EAGLE_HF_FAST_NOTEBOOKS=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake notebooks tests
 
 architectures: $(VENV)/.ready ## Check docs/architectures.md: every decoder of transformers with and without drafts
 	HF_HUB_OFFLINE=1 EAGLE_HF_EVERY_DECODER=1 $(BIN)/python -m pytest -n $(WORKERS) tests/generation/test_every_decoder.py
