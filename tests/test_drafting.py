@@ -259,6 +259,17 @@ def test_heads_with_length_dependent_rotary_embeddings_can_be_used(golden_target
     draft.rotary_emb.inv_freq.clone().requires_grad_()  # no inference tensor was left behind
 
 
+def test_features_do_not_pile_up_where_no_tree_is_grown(golden_target):
+    drafter = make_drafter(golden_draft("A_eagle3"), golden_target, num_assistant_tokens=4)
+    width = drafter.draft.config.num_features * 64
+    drafter.read_prompt(torch.randn(1, 3, width), torch.randint(0, 320, (1, 3)), torch.arange(3)[None], None)
+    for _ in range(2 * drafter.MAX_UNREAD + 5):
+        drafter.read_accepted(torch.randn(1, 1, width), torch.zeros(1, 1, dtype=torch.long), [1])
+        assert len(drafter._unread) <= drafter.MAX_UNREAD
+        assert drafter.grow(torch.tensor([3]), 0).num_nodes == 1
+    assert drafter.grow(torch.tensor([3]), 4).num_nodes > 1
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_reading_late_and_all_at_once_changes_no_tree(golden_target, batch):
     draft = golden_draft("A_eagle3")

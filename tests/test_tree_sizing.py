@@ -132,21 +132,22 @@ def test_the_report_names_its_reasons(monkeypatch):
 
 
 def test_a_call_goes_on_with_what_earlier_ones_learned_and_shares_nothing(monkeypatch):
-    class Head:
+    class Model:
         pass
 
-    head, key = Head(), ("here",)
-    first = known_sizing(head, key)
+    head, target, here = Model(), Model(), ("cpu", 1)
+    first = known_sizing(head, target, here)
     Machine(monkeypatch, accept=0.7).run(first, 50, confidence=0.7)
-    remember(head, key, first)
-    second = known_sizing(head, key)
+    remember(head, target, here, first)
+    second = known_sizing(head, target, here)
     assert second.exponent == first.exponent
     assert second.num_drafted_steps == 0
     assert not second.begin_step()  # one plain step, to measure it in this text
     assert second.begin_step()
     second.costs.plain_steps.append(99.0)
     assert 99.0 not in first.costs.plain_steps
-    assert known_sizing(head, ("elsewhere",)).exponent == 1.0
+    for elsewhere in ((head, target, ("cpu", 2)), (head, Model(), here), (Model(), target, here)):
+        assert known_sizing(*elsewhere).exponent == 1.0
 
 
 def test_looked_up_nodes_make_a_step_no_plain_one():

@@ -143,7 +143,7 @@ class CompiledDraftNetwork(DraftNetwork):
         return F.pad(mask, (0, self.num_columns - mask.shape[-1]))
 
 
-class _Levels:
+class TracedLevels:
     """Stands for the [`Drafter`] within a graph: the same questions, answered from tensors alone."""
 
     def __init__(
@@ -161,21 +161,26 @@ class _Levels:
         self.visible, self.rotary, self.target_ids, self.num_columns = visible, rotary, target_ids, num_columns
 
     def top_children(self, hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See [`Drafter.top_children`]."""
         return top_children(self.compute_logits, hidden, width)
 
     def visible_to_guesses(self, num_rows: int) -> torch.Tensor:
+        """See [`Drafter.visible_to_guesses`]."""
         return self.visible.expand(-1, num_rows, -1)
 
     def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
+        """See [`Drafter.to_target_ids`]."""
         return draft_ids if self.target_ids is None else self.target_ids[draft_ids]
 
     def level_rotary(self, depth: int) -> Rotary:
+        """See [`Drafter.level_rotary`]."""
         cos, sin = self.rotary
         return cos[:, :, depth - 1 : depth], sin[:, :, depth - 1 : depth]
 
     def expand(
         self, hidden: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor, width: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See [`Drafter.expand`]."""
         mask = F.pad(mask, (0, self.num_columns - mask.shape[-1]))
         return expand(
             self.draft, self.embed_tokens, self.compute_logits, self.cache, hidden, tokens, rotary, mask, width
@@ -198,7 +203,7 @@ def _grow(
     num_nodes: int,
     num_columns: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    levels = _Levels(draft, embed_tokens, compute_logits, cache, visible, (cos, sin), target_ids, num_columns)
+    levels = TracedLevels(draft, embed_tokens, compute_logits, cache, visible, (cos, sin), target_ids, num_columns)
     tree = grow_dynamic_tree(levels, roots, hidden, width, depth, num_nodes, FixedSizing())
     return tree.tokens, tree.parents, tree.depths, tree.scores, tree.max_depth
 

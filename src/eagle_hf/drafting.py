@@ -48,6 +48,7 @@ class Drafter:
     """
 
     PROMPT_CHUNK = 1024  # rows of a prompt that are read at once, which bounds masks and activations
+    MAX_UNREAD = 64  # steps whose features wait for the next tree; a text may go on for long without any
 
     def __init__(
         self,
@@ -141,6 +142,8 @@ class Drafter:
             counts (`Sequence[int]` of length `batch_size`): How many of the `new_len` columns are real, row by row.
         """
         if not self.is_stopped:
+            if len(self._unread) >= self.MAX_UNREAD:
+                self._read_unread()
             self._unread.append((features, tokens, counts))
 
     def _read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:

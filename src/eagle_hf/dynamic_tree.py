@@ -24,12 +24,12 @@ from .tree_sizing import FixedSizing, TreeSizing
 
 
 if TYPE_CHECKING:
-    from .compiled_draft import _Levels
+    from .compiled_draft import TracedLevels
     from .drafting import Drafter
 
 
 def grow_dynamic_tree(
-    drafter: "Drafter | _Levels",
+    drafter: "Drafter | TracedLevels",
     roots: torch.Tensor,
     hidden: torch.Tensor,
     width: int,

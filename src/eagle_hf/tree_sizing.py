@@ -269,19 +269,22 @@ class TreeSizing:
         )
 
 
-_KNOWN: WeakKeyDictionary[object, dict[tuple, TreeSizing]] = WeakKeyDictionary()
+# By head and target, then by what else the costs depend on.
+_KNOWN: WeakKeyDictionary[object, WeakKeyDictionary[object, dict[tuple, TreeSizing]]] = WeakKeyDictionary()
 
 
-def known_sizing(draft: object, key: tuple) -> TreeSizing:
+def known_sizing(draft: object, target: object, situation: tuple) -> TreeSizing:
     """
-    What earlier calls have learned about a draft in the same situation, to go on with; a copy, since several calls may
+    What earlier calls have learned about a pair in the same situation, to go on with; a copy, since several calls may
     run at once.
 
     Args:
         draft ([`EagleDraftModel`]): The head.
-        key (`tuple`): The situation: target, device, dtype, batch size, sampling.
+        target ([`~transformers.PreTrainedModel`]): Its target.
+        situation (`tuple`): What else costs and confidence depend on: device, dtype, batch size, sampling, compilation.
     """
-    sizing = copy.deepcopy(_KNOWN.get(draft, {}).get(key, TreeSizing()))
+    known = _of_pair(draft, target).get(situation)
+    sizing = TreeSizing() if known is None else copy.deepcopy(known)
     # Costs and confidence hold in the next text too; whether drafting pays in it is seen anew.
     sizing._is_first, sizing._parts = True, None
     sizing._saved, sizing._pause, sizing._paused = 0.0, 3, 0
@@ -289,6 +292,10 @@ def known_sizing(draft: object, key: tuple) -> TreeSizing:
     return sizing
 
 
-def remember(draft: object, key: tuple, sizing: TreeSizing) -> None:
+def remember(draft: object, target: object, situation: tuple, sizing: TreeSizing) -> None:
     """Keep what a call has learned for the next one."""
-    _KNOWN.setdefault(draft, {})[key] = sizing
+    _of_pair(draft, target)[situation] = sizing
+
+
+def _of_pair(draft: object, target: object) -> dict[tuple, TreeSizing]:
+    return _KNOWN.setdefault(draft, WeakKeyDictionary()).setdefault(target, {})

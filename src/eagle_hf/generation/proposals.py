@@ -33,10 +33,11 @@ class Proposals:
         embed_tokens, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
         if synced_gpus:  # ranks draft on their own, without waiting for the others
             embed_tokens, lm_head = whole(embed_tokens), whole(lm_head)
-        do_sample = target.generation_config.do_sample
-        self._situation = (id(model), str(model.device), model.dtype, sequences.batch_size, do_sample)
-        self.sizing = known_sizing(draft, self._situation) if options.draft_tree == "auto" else None
-        self.drafter = Drafter(draft, options, embed_tokens, lm_head, *target.compiling(), self.sizing)
+        compile_config, max_length = target.compiling()
+        is_compiled, do_sample = compile_config is not None, target.generation_config.do_sample
+        self._situation = (str(model.device), model.dtype, sequences.batch_size, do_sample, is_compiled)
+        self.sizing = known_sizing(draft, model, self._situation) if options.draft_tree == "auto" else None
+        self.drafter = Drafter(draft, options, embed_tokens, lm_head, compile_config, max_length, self.sizing)
         self._retrieval: Retrieval | None = None
         if options.draft_retrieval:
             texts = sequences.ids.tolist()
@@ -77,4 +78,4 @@ class Proposals:
     def finish(self) -> None:
         """Keep what was learned about the worth of trees for the next call."""
         if self.sizing is not None:
-            remember(self._draft, self._situation, self.sizing)
+            remember(self._draft, self._target.model, self._situation, self.sizing)
