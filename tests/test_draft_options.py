@@ -47,3 +47,11 @@ def test_impossible_trees_are_refused(fields, message):
 def test_misspelt_options_are_refused():
     with pytest.raises(ValueError, match=r"unknown draft options \['draft_dept'\]"):
         DraftOptions.from_generation_config(GenerationConfig(draft_dept=3))
+
+
+def test_a_chain_of_the_same_options():
+    assert DraftOptions(draft_tree="static", draft_depth=5).as_chain() == DraftOptions(
+        draft_tree="chain", draft_depth=5
+    )
+    sized = DraftOptions(draft_tree="auto", draft_depth=5).as_chain()
+    assert (sized.draft_tree, sized.draft_width, sized.draft_depth) == ("auto", 1, 5)

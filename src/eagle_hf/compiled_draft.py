@@ -11,6 +11,7 @@ from transformers.cache_utils import StaticLayer
 from .attention import Rotary
 from .draft_network import DraftNetwork, expand, top_children
 from .dynamic_tree import grow_dynamic_tree
+from .kv_cache import round_up
 from .modeling_eagle import EagleDraftModel
 from .tree import DraftTree
 from .tree_sizing import FixedSizing
@@ -43,7 +44,7 @@ class CompiledDraftNetwork(DraftNetwork):
         max_guesses: int,
     ):
         super().__init__(draft, embed_tokens, lm_head)
-        self.first_guess = -(-max_length // 64) * 64  # few different sizes, few graphs
+        self.first_guess = round_up(max_length)
         self.num_columns = self.first_guess + max_guesses
         self.cache = Cache(layers=[StaticLayer(max_cache_len=self.num_columns) for _ in draft.layers])
         self._expand = compiled(draft, expand, compile_config)

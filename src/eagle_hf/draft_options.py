@@ -123,8 +123,8 @@ class DraftOptions:
         return cls(**{name: value for name, value in fields.items() if value is not None})
 
     def as_chain(self) -> "DraftOptions":
-        """The same options for a chain."""
-        return replace(self, draft_tree="chain")
+        """The same options for a chain. One of automatic size stays that: with one child per node it is a chain."""
+        return replace(self, draft_width=1) if self.draft_tree == "auto" else replace(self, draft_tree="chain")
 
     def to_generation_config(self) -> GenerationConfig:
         """A generation config with these options, to be set as `draft.generation_config`."""

@@ -164,6 +164,11 @@ def capacity(cache: Cache) -> int | None:
     return min(sizes) if sizes else None
 
 
+def round_up(columns: int) -> int:
+    """A size for a cache of fixed size: one of few, so that calls of slightly different lengths share their graphs."""
+    return -(-columns // 64) * 64
+
+
 def clear_behind(cache: Cache, length: int) -> None:
     """Take what rejected nodes left behind the first `length` columns out of layers of fixed size."""
     for layer in cache.layers:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import use_options
 from doubles import random_draft
+from every_decoder import tiny_decoder
 from test_lossless import PROMPT_LENGTHS, left_padded_prompts, target_of
 
 
@@ -25,6 +26,22 @@ def test_the_text_is_that_of_plain_generate(name, do_sample, lengths):
         assert torch.equal(plain, ours.sequences)
         assert torch.equal(plain_state, torch.get_rng_state())
         assert "steps" in ours.tree_sizing.report()
+
+
+@pytest.mark.parametrize("name", ["bloom", "qwen3_next"])
+@pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])
+def test_targets_of_chains_get_chains_of_automatic_size(name, do_sample):
+    target, inputs = tiny_decoder(name), left_padded_prompts(PROMPT_LENGTHS[:1])
+    draft = use_options(random_draft(target), draft_tree="auto", draft_depth=3, output_draft_trees=True)
+    settings = {**inputs, "max_new_tokens": 24, "do_sample": do_sample, "eos_token_id": None}
+    torch.manual_seed(0)
+    plain = target.generate(**settings)
+    torch.manual_seed(0)
+    ours = target.generate(**settings, assistant_model=draft, return_dict_in_generate=True)
+    assert torch.equal(plain, ours.sequences)
+    assert ours.tree_sizing.num_plain_steps >= 3  # it measures, as with trees
+    for tree, _ in ours.draft_trees:
+        assert torch.equal(tree.parents[0], torch.arange(tree.num_nodes) - 1)
 
 
 def test_a_broken_head_never_changes_the_text():

@@ -16,10 +16,7 @@ from typing import Any
 
 from transformers import Cache, CompileConfig, GenerationConfig, PreTrainedModel, StaticCache
 
-from ..kv_cache import capacity
-
-
-_STEP = 64  # capacities are multiples of it, so that calls with slightly other limits need no new graph
+from ..kv_cache import capacity, round_up
 
 
 def with_room(model: PreTrainedModel, cache: Cache, num_nodes: int) -> Cache:
@@ -35,9 +32,9 @@ def with_room(model: PreTrainedModel, cache: Cache, num_nodes: int) -> Cache:
     columns = capacity(cache)
     if columns is None or getattr(cache, "_is_user_defined", False) or not isinstance(cache, StaticCache):
         return cache
-    columns = -(-(columns + num_nodes) // _STEP) * _STEP
-    roomy = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=columns)
-    roomy.plain_capacity = capacity(cache)
+    config = model.config.get_text_config(decoder=True)
+    roomy = StaticCache(config=config, max_cache_len=round_up(columns + num_nodes))
+    roomy.plain_capacity = columns
     return roomy
 
 
