@@ -9,7 +9,7 @@ from transformers import Cache, CompileConfig
 from transformers.cache_utils import StaticLayer
 
 from .attention import Rotary
-from .draft_network import DraftNetwork, expand, top_children
+from .draft_network import DraftNetwork, _step, expand, top_children
 from .dynamic_tree import grow_dynamic_tree
 from .kv_cache import round_up
 from .modeling_eagle import EagleDraftModel
@@ -32,6 +32,7 @@ class CompiledDraftNetwork(DraftNetwork):
         compile_config ([`~transformers.CompileConfig`]): How to compile.
         max_length (`int`): Tokens of the longest text.
         max_guesses (`int`): Guesses of the largest tree.
+        max_new (`int`): Features that `read_and_grow` reads at most.
     """
 
     def __init__(
@@ -42,13 +43,16 @@ class CompiledDraftNetwork(DraftNetwork):
         compile_config: CompileConfig,
         max_length: int,
         max_guesses: int,
+        max_new: int,
     ):
         super().__init__(draft, embed_tokens, lm_head)
         self.first_guess = round_up(max_length)
-        self.num_columns = self.first_guess + max_guesses
+        self.num_columns = self.first_guess + max(max_guesses, max_new)  # unused rows reach beyond the text's end
+        self.max_new = max_new
         self.cache = Cache(layers=[StaticLayer(max_cache_len=self.num_columns) for _ in draft.layers])
         self._expand = compiled(draft, expand, compile_config)
         self._grow = compiled(draft, _grow, compile_config)
+        self._read_and_grow = compiled(draft, _read_and_grow, compile_config)
 
     @staticmethod
     def supports(draft: EagleDraftModel) -> bool:
@@ -127,13 +131,46 @@ class CompiledDraftNetwork(DraftNetwork):
             target_ids (`torch.LongTensor` of shape `(draft_vocab_size,)`, *optional*): Target ids of the draft's.
         """
         self.num_forwards += depth - 1
-        visible = self.up_to_guesses(visible)
-        *tensors, max_depth = self._grow(
-            self.draft, self.embed_tokens, self.compute_logits, self.cache, roots.clone(), hidden, visible, *rotary,
-            target_ids, width, depth, num_nodes, self.num_columns,
+        return _kept_tree(
+            self._grow(
+                self.draft, self.embed_tokens, self.compute_logits, self.cache, roots.clone(), hidden,
+                self.up_to_guesses(visible), *rotary, target_ids, width, depth, num_nodes, self.num_columns,
+            )
         )  # fmt: skip
-        tokens, parents, depths, scores = _kept(tensors)
-        return DraftTree(tokens, parents, depths, scores, max_depth)
+
+    def read_and_grow(
+        self,
+        features: torch.Tensor,
+        tokens: torch.Tensor,
+        visible: torch.Tensor,
+        rotary: Rotary,
+        target_ids: torch.Tensor | None,
+        width: int,
+        depth: int,
+        num_nodes: int,
+    ) -> DraftTree:
+        """
+        The same, reading the features that are new since the last tree in the same graph. For texts of a single row.
+
+        Args:
+            features (`torch.Tensor` of shape `(1, new_len, num_features * target_hidden_size)`):
+                New features, at most `max_new`.
+            tokens (`torch.LongTensor` of shape `(1, new_len)`): The token that follows each of them; the root is last.
+            visible (`torch.BoolTensor` of shape `(1, 1, past_len)`): Rows read before, that all others see.
+            rotary (pair of `torch.Tensor`): Rotary embedding of `max_new + depth` rows, from the first new one on.
+            target_ids, width, depth, num_nodes: As in `grow`.
+        """
+        self.num_forwards += depth
+        past_len, new_len = visible.shape[-1], tokens.shape[1]
+        self.cut(past_len)
+        unused = self.max_new - new_len  # rows that stand where the next new ones will
+        return _kept_tree(
+            self._read_and_grow(
+                self.draft, self.embed_tokens, self.compute_logits, self.cache, F.pad(features, (0, 0, 0, unused)),
+                F.pad(tokens, (0, unused)), torch.tensor([past_len, new_len], device=tokens.device),
+                self.up_to_guesses(visible), *rotary, target_ids, width, depth, num_nodes, self.num_columns,
+            )
+        )  # fmt: skip
 
     def _fixed(self, mask: torch.Tensor | None, num_rows: int) -> torch.Tensor:
         """A mask over all columns, of shape `(batch_size, 1, num_rows, num_columns)`."""
@@ -207,6 +244,50 @@ def _grow(
     levels = TracedLevels(draft, embed_tokens, compute_logits, cache, visible, (cos, sin), target_ids, num_columns)
     tree = grow_dynamic_tree(levels, roots, hidden, width, depth, num_nodes, FixedSizing())
     return tree.tokens, tree.parents, tree.depths, tree.scores, tree.max_depth
+
+
+def _read_and_grow(
+    draft: EagleDraftModel,
+    embed_tokens: Callable,
+    compute_logits: Callable,
+    cache: Cache,
+    features: torch.Tensor,
+    tokens: torch.Tensor,
+    lengths: torch.Tensor,
+    visible: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    target_ids: torch.Tensor | None,
+    width: int,
+    depth: int,
+    num_nodes: int,
+    num_columns: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    max_new, first_guess, (past_len, new_len) = tokens.shape[1], visible.shape[-1], lengths.unbind()
+    columns = torch.arange(num_columns, device=tokens.device)
+    new_rows = columns[:max_new]
+    mask = F.pad(visible[0], (0, num_columns - first_guess)) | (
+        (columns >= past_len) & (columns <= past_len + new_rows[:, None])
+    )  # (max_new, num_columns)
+    hidden = draft.project_features(features.to(draft.dtype))
+    hidden = _step(
+        draft, embed_tokens, cache, hidden, tokens, (cos[:, :, :max_new], sin[:, :, :max_new]), mask[None, None]
+    )
+    last = (new_len - 1)[None]
+    for layer in cache.layers:
+        layer.cumulative_length.fill_(first_guess)
+    levels = new_len + new_rows.new_tensor(range(depth))
+    return _grow(
+        draft, embed_tokens, compute_logits, cache, tokens.index_select(1, last)[0], hidden.index_select(1, last),
+        mask.index_select(0, last)[None, :, :first_guess], cos.index_select(2, levels), sin.index_select(2, levels),
+        target_ids, width, depth, num_nodes, num_columns,
+    )  # fmt: skip
+
+
+def _kept_tree(grown: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]) -> DraftTree:
+    *tensors, max_depth = grown
+    tokens, parents, depths, scores = _kept(tensors)
+    return DraftTree(tokens, parents, depths, scores, max_depth)
 
 
 def _kept(outputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

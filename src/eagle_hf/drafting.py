@@ -64,7 +64,7 @@ class Drafter:
         self.options = options
         if compile_config is not None and max_length is not None and CompiledDraftNetwork.supports(draft):
             self.network: DraftNetwork = CompiledDraftNetwork(
-                draft, embed_tokens, lm_head, compile_config, max_length, options.max_guesses
+                draft, embed_tokens, lm_head, compile_config, max_length, options.max_guesses, 1 + options.draft_depth
             )
         else:
             self.network = DraftNetwork(draft, embed_tokens, lm_head)
@@ -120,6 +120,11 @@ class Drafter:
             self._lengths = [end] * batch_size
         self._root_positions = (positions[:, -1] + 1).tolist()
         self._last_hidden = hidden[:, -1:].contiguous()
+        if isinstance(self.network, CompiledDraftNetwork) and batch_size == 1:  # reads the last one again in its graph
+            features = FeatureReader.concatenate([state[:, -1:] for state in states])
+            self._unread = [(features, tokens[:, -1:], [1])]
+            self._lengths, self._root_positions = [seq_len - 1], [self._root_positions[0] - 1]
+            self.network.cut(seq_len - 1)
 
     def _prompt_chunk_mask(self, start: int, end: int, mask: torch.Tensor | None) -> torch.Tensor | None:
         """What rows `start` to `end` of the prompt see of the rows before `end`: all of them that are no padding."""
@@ -163,12 +168,17 @@ class Drafter:
 
     def _read_unread(self) -> None:
         """Learn all that was accepted since the last tree; a single row learns it at once."""
-        if len(self._unread) > 1 and len(self._unread[0][2]) == 1:
-            features, tokens = (torch.cat([unread[i] for unread in self._unread], dim=1) for i in (0, 1))  # type: ignore
+        if len(self._unread) > 1 and len(self._lengths) == 1:
+            features, tokens = self._join_unread()
             self._unread = [(features, tokens, [tokens.shape[1]])]
         for unread in self._unread:
             self._read_accepted(*unread)
         self._unread = []
+
+    def _join_unread(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of a single row that were not learned yet, and the tokens that follow them."""
+        features, tokens, _ = zip(*self._unread, strict=True)
+        return torch.cat(features, dim=1), torch.cat(tokens, dim=1)
 
     def _is_ragged(self) -> bool:
         return self._prompt_mask is not None or min(self._lengths) < max(self._lengths)
@@ -181,7 +191,8 @@ class Drafter:
             lengths = torch.tensor(self._lengths, device=device)
             visible &= torch.arange(past_len, device=device) < lengths[:, None, None]
         if self._prompt_mask is not None:
-            visible[..., : self._prompt_mask.shape[1]] &= self._prompt_mask[:, None]
+            prompt_mask = self._prompt_mask[:, None, :past_len]
+            visible[..., : prompt_mask.shape[-1]] &= prompt_mask
         return visible
 
     def _step(
@@ -237,33 +248,59 @@ class Drafter:
             self.sizing.end_step(sum(counts) / max(len(counts), 1))
         if max_depth < 1 or self.is_stopped or not self.sizing.begin_step():
             return DraftTree.root_only(roots)
-        self._read_unread()
-        self.network.begin_guesses()
-        if self.draft.config.parallel_drafting:
-            depth = min(max_depth, self.options.draft_depth, self.options.num_assistant_tokens)
-            tree = grow_parallel_chain(self, roots, self._last_hidden, depth, self.options.draft_threshold)
-        elif self.options.draft_tree == "static":
-            depth = min(max_depth, len(self.options.static_paths[-1]))
-            if depth not in self._static_plans:
-                self._static_plans[depth] = StaticPlan.make(self.options.static_paths, depth, roots.device)
-            tree = grow_static_tree(self, roots, self._last_hidden, self._static_plans[depth])
+        if self.draft.config.parallel_drafting or self.options.draft_tree == "static":
+            self._read_unread()
+            self.network.begin_guesses()
+            tree = self._grow_planned(roots, max_depth)
         else:
             width = 1 if self.options.draft_tree == "chain" else self.options.draft_width
             depth, num_nodes = min(max_depth, self.options.draft_depth), 1 + self.options.num_assistant_tokens
-            # One graph for the usual depth. The last trees of a text are less deep; sized ones ask after each level.
-            if (
-                isinstance(self.network, CompiledDraftNetwork)
-                and 1 < depth == self.options.draft_depth
-                and self.sizing.least_score is None
-            ):
-                tree = self.network.grow(
-                    roots, self._last_hidden, self.visible_past(1), self._rotary.rows(self._root_positions, depth),
-                    self._target_ids, width, depth, num_nodes,
-                )  # fmt: skip
+            # One graph for the usual depth; the last trees of a text are less deep.
+            if isinstance(self.network, CompiledDraftNetwork) and 1 < depth == self.options.draft_depth:
+                tree = self._grow_in_one_graph(self.network, roots, width, depth, num_nodes)
+                if (least_score := self.sizing.least_score) is not None:
+                    tree = tree.likelier_than(least_score)
             else:
+                self._read_unread()
+                self.network.begin_guesses()
                 tree = grow_dynamic_tree(self, roots, self._last_hidden, width, depth, num_nodes, self.sizing)
             self.sizing.drafted(tree.scores, tree.max_depth)
         self.network.cut(max(self._lengths))
+        return tree
+
+    def _grow_planned(self, roots: torch.Tensor, max_depth: int) -> DraftTree:
+        """Trees whose shape does not depend on the text: of P-EAGLE, and static ones."""
+        if self.draft.config.parallel_drafting:
+            depth = min(max_depth, self.options.draft_depth, self.options.num_assistant_tokens)
+            return grow_parallel_chain(self, roots, self._last_hidden, depth, self.options.draft_threshold)
+        depth = min(max_depth, len(self.options.static_paths[-1]))
+        if depth not in self._static_plans:
+            self._static_plans[depth] = StaticPlan.make(self.options.static_paths, depth, roots.device)
+        return grow_static_tree(self, roots, self._last_hidden, self._static_plans[depth])
+
+    def _grow_in_one_graph(
+        self, network: CompiledDraftNetwork, roots: torch.Tensor, width: int, depth: int, num_nodes: int
+    ) -> DraftTree:
+        if len(roots) > 1:  # rows learn different numbers of features
+            self._read_unread()
+            network.begin_guesses()
+            rotary = self._rotary.rows(self._root_positions, depth)
+            return network.grow(
+                roots, self._last_hidden, self.visible_past(1), rotary, self._target_ids, width, depth, num_nodes
+            )
+        features, tokens = self._join_unread()
+        if (too_many := tokens.shape[1] - network.max_new) > 0:  # after steps without a tree
+            self._read_accepted(features[:, :too_many], tokens[:, :too_many], [too_many])
+            features, tokens = features[:, too_many:], tokens[:, too_many:]
+        rotary = self._rotary.rows(self._root_positions, network.max_new + depth)
+        tree = network.read_and_grow(
+            features, tokens, self.visible_past(1), rotary, self._target_ids, width, depth, num_nodes
+        )
+        self._lengths, self._root_positions, self._unread = (
+            [self._lengths[0] + tokens.shape[1]],
+            [self._root_positions[0] + tokens.shape[1]],
+            [],
+        )
         return tree
 
     def visible_to_guesses(self, num_rows: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from eagle_hf import DraftTree
 from eagle_hf.generation.fixed_shapes import with_room
 from eagle_hf.generation.target import Target
 from eagle_hf.kv_cache import capacity
+from eagle_hf.tree_sizing import FixedSizing
 
 
 FULL_ATTENTION = ["llama", "mixtral-moe", "qwen3", "gemma", "gpt-neox", "olmo2"]
@@ -118,8 +119,9 @@ def test_a_static_cache_alone_compiles_nothing_on_a_cpu(monkeypatch):
 
 @pytest.mark.parametrize("version", [1, 3])
 @pytest.mark.parametrize("kind", ["dynamic", "static", "chain"])
-def test_trees_of_equal_size_as_on_a_gpu_and_a_compiled_draft(compile_config, monkeypatch, kind, version):
-    target, inputs = tiny_target("llama"), left_padded_prompts(PROMPT_LENGTHS)
+@pytest.mark.parametrize("lengths", [PROMPT_LENGTHS[:1], (1,), PROMPT_LENGTHS], ids=["single", "one token", "ragged"])
+def test_trees_of_equal_size_as_on_a_gpu_and_a_compiled_draft(compile_config, monkeypatch, kind, version, lengths):
+    target, inputs = tiny_target("llama"), left_padded_prompts(lengths)
     draft = use_options(
         random_draft(target, version), num_assistant_tokens=6, draft_depth=3, draft_width=2, draft_tree=kind,
         output_draft_trees=True,
@@ -142,6 +144,70 @@ def test_trees_of_equal_size_as_on_a_gpu_and_a_compiled_draft(compile_config, mo
             assert paths == our_paths
     assert len(sizes - {1}) == 1  # plain steps at the end of the text may come on top
     assert target.generate(**settings).sequences.equal(ours.sequences)
+
+
+def compiled_and_eager(compile_config, draft, inputs, **settings):
+    """Outputs of compiled and of other steps, with their trees."""
+    target = tiny_target("llama")
+    settings = {"max_new_tokens": 20, "eos_token_id": None, "return_dict_in_generate": True, **settings}
+    compiled = {"cache_implementation": "static", "compile_config": compile_config}
+    outputs = []
+    for options in (compiled, {}):
+        torch.manual_seed(0)
+        outputs.append(target.generate(**inputs, **settings, **options, assistant_model=draft))
+    return outputs
+
+
+def test_a_padded_prompt_of_a_single_row_is_read_as_it_is(compile_config):
+    inputs = {"input_ids": torch.tensor([[0, 0, 0, 7, 8, 9]]), "attention_mask": torch.tensor([[0, 0, 0, 1, 1, 1]])}
+    draft = use_options(random_draft(tiny_target("llama")), num_assistant_tokens=6, draft_depth=3, draft_width=2)
+    draft.generation_config.output_draft_trees = True
+    ours, eager = compiled_and_eager(compile_config, draft, inputs, do_sample=False)
+    assert torch.equal(ours.sequences, eager.sequences)
+    for (our_tree, _), (tree, _) in zip(ours.draft_trees, eager.draft_trees, strict=True):
+        assert torch.equal(our_tree.tokens, tree.tokens)
+        torch.testing.assert_close(our_tree.scores, tree.scores)
+
+
+@pytest.mark.parametrize("lengths", [PROMPT_LENGTHS[:1], PROMPT_LENGTHS], ids=["single", "ragged"])
+def test_improbable_nodes_are_left_out_of_compiled_trees_as_of_others(compile_config, lengths):
+    draft = use_options(random_draft(tiny_target("llama")), num_assistant_tokens=8, draft_depth=3, draft_width=3)
+    draft.generation_config.output_draft_trees = True
+    draft.generation_config.draft_threshold = 0.012  # about one in VOCAB_SIZE, as likely as tokens of a random head are
+    ours, eager = compiled_and_eager(compile_config, draft, left_padded_prompts(lengths), do_sample=False)
+    assert torch.equal(ours.sequences, eager.sequences)
+    sizes = {tree.num_nodes for tree, _ in ours.draft_trees}
+    assert min(sizes) < 9
+    for (our_tree, _), (tree, _) in zip(ours.draft_trees, eager.draft_trees, strict=True):
+        assert torch.equal(our_tree.tokens, tree.tokens)
+        assert torch.equal(our_tree.parents, tree.parents)
+
+
+@SAMPLINGS
+def test_features_of_plain_steps_are_read_however_many_they_are(compile_config, monkeypatch, sampling):
+    """More of them than one graph reads: here after seven steps without a tree."""
+
+    def every_eighth(sizing):
+        sizing.steps = getattr(sizing, "steps", 0) + 1
+        return sizing.steps % 8 == 0
+
+    monkeypatch.setattr(FixedSizing, "begin_step", every_eighth)
+    draft = use_options(random_draft(tiny_target("llama")), num_assistant_tokens=6, draft_depth=3, draft_width=2)
+    draft.generation_config.output_draft_trees = True
+    inputs = left_padded_prompts(PROMPT_LENGTHS[:1])
+    ours, eager = compiled_and_eager(compile_config, draft, inputs, max_new_tokens=40, **sampling)
+    assert torch.equal(ours.sequences, eager.sequences)
+    assert {tree.num_nodes for tree, _ in ours.draft_trees} == {1, 7}
+    for (our_tree, _), (tree, _) in zip(ours.draft_trees, eager.draft_trees, strict=True):
+        assert torch.equal(our_tree.tokens, tree.tokens)
+
+
+def test_compiled_trees_of_automatic_size_need_one_graph_for_the_head(compile_config):
+    target, inputs = tiny_target("llama"), left_padded_prompts(PROMPT_LENGTHS[:1])
+    draft = use_options(random_draft(target), draft_tree="auto", num_assistant_tokens=6, draft_depth=3, draft_width=2)
+    ours, eager = compiled_and_eager(compile_config, draft, inputs, max_new_tokens=60, do_sample=True)
+    assert torch.equal(ours.sequences, eager.sequences)
+    assert ours.tree_sizing.num_drafted_steps > 0
 
 
 def test_padding_a_tree_adds_nodes_that_nobody_sees():

@@ -11,6 +11,8 @@ import torch
 from architectures import ARCHITECTURES, VOCAB_SIZE, tiny_target
 from doubles import ScriptedDrafter, random_draft, scripted
 
+from eagle_hf.generation.selection import PathSelector
+
 
 PROMPT_LENGTHS = (13, 4, 9, 16)
 NEW_TOKENS = 24
@@ -50,6 +52,13 @@ def an_eos_token(target, inputs, **kwargs):
     return max(new, key=lambda token: min(first_seen[token], NEW_TOKENS - 4))
 
 
+@pytest.fixture(params=["path", "nodes"])
+def single_rows(request, monkeypatch):
+    """How single rows are walked: along their path, as on a CPU, and at all nodes at once, as elsewhere."""
+    if request.param == "nodes":
+        monkeypatch.setattr(PathSelector, "DEVICES", ())
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize(
     "sampling", [{"do_sample": False}, {"do_sample": True, "top_k": 20}], ids=["greedy", "sampled"]
@@ -79,6 +88,19 @@ def test_many_random_trees_and_seeds(monkeypatch, name, seed):
     assert {1, 2, 3} <= {n for row in ours.acceptance_lengths for n in row}  # rejections and accepts
 
 
+@pytest.mark.usefixtures("single_rows")
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("sampling", [{}, {"top_k": 12, "temperature": 0.8}], ids=["plain", "processed"])
+def test_single_rows_are_sampled_seed_for_seed(monkeypatch, seed, sampling):
+    target, inputs = target_of("llama"), left_padded_prompts(PROMPT_LENGTHS[:1])
+    eos = an_eos_token(target, inputs, do_sample=True, **sampling)
+    plain, ours, plain_state, our_state = with_and_without_draft(
+        monkeypatch, target, inputs, seed=seed, drafter_seed=seed, eos_token_id=eos, do_sample=True, **sampling
+    )
+    assert torch.equal(plain.sequences, ours.sequences)
+    assert torch.equal(plain_state, our_state)
+
+
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7])
 @pytest.mark.parametrize("lengths", [PROMPT_LENGTHS[:1], PROMPT_LENGTHS], ids=["single", "ragged"])
 def test_length_is_exact_however_few_tokens_are_wanted(monkeypatch, max_new_tokens, lengths):
@@ -90,6 +112,7 @@ def test_length_is_exact_however_few_tokens_are_wanted(monkeypatch, max_new_toke
     assert all(sum(row) == max_new_tokens - 1 for row in ours.acceptance_lengths)
 
 
+@pytest.mark.usefixtures("single_rows")
 @pytest.mark.parametrize("position", range(NEW_TOKENS))
 def test_end_of_sequence_inside_an_accepted_block_ends_the_text(monkeypatch, position):
     target, inputs = target_of("mistral-sliding"), left_padded_prompts(PROMPT_LENGTHS[:1])
@@ -164,6 +187,7 @@ def test_prefix_allowed_tokens_fn_gets_its_batch_row(monkeypatch):
     assert torch.equal(plain.sequences, ours.sequences)
 
 
+@pytest.mark.usefixtures("single_rows")
 @pytest.mark.parametrize("lengths", [PROMPT_LENGTHS[:1], PROMPT_LENGTHS], ids=["single", "ragged"])
 @pytest.mark.parametrize("penalty", [None, 1.2], ids=["all-nodes", "token-by-token"])
 def test_scores_and_logits_are_those_of_plain_generate(monkeypatch, lengths, penalty):

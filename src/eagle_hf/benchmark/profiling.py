@@ -28,7 +28,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from ..compiled_draft import CompiledDraftNetwork
 from ..draft_network import DraftNetwork
 from ..drafting import Drafter
-from ..generation.selection import NodeSelector, TokenSelector
+from ..generation.selection import NodeSelector, PathSelector, TokenSelector
 from ..generation.target import Target
 from ..modeling_eagle import EagleDraftModel
 from .timing import synchronize, timed
@@ -48,6 +48,7 @@ CALLS: tuple[tuple[str, type, str], ...] = (
     ("draft", CompiledDraftNetwork, "grow"),
     ("verify", Target, "verify"),
     ("walk", NodeSelector, "select"),
+    ("walk", PathSelector, "select"),
     ("walk", TokenSelector, "select"),
     ("cache", Target, "keep"),
 )

@@ -1,9 +1,11 @@
 """
 Choosing the target's next tokens along the tree, with the same processors, the same random numbers and the same stop
-rules as plain `generate`. Two ways lead to the same tokens:
+rules as plain `generate`. Three ways lead to the same tokens:
 
 * `NodeSelector` processes all nodes at once and reads the choices back in one go. It needs processors that look at
   nothing but the logits, and rows that may run ahead of each other.
+* `PathSelector` does so for the nodes of the accepted path only, one after the other: for single rows on a CPU, where
+  reading a choice costs nothing, and processing nodes in vain does.
 * `TokenSelector` walks the tree one token at a time and calls everything as plain `generate` does: every processor
   once per emitted token with that token's true prefix, never for a rejected branch, on the whole batch. Rows of a batch
   advance together, by the number of tokens that all of them accept.
@@ -113,6 +115,12 @@ class Selector(ABC):
         """
         return []
 
+    def _nan_error(self, row: int) -> ValueError:
+        return ValueError(
+            f"The target's distribution after {self.sequences.lengths[row]} tokens of row {row} contains NaN, so that "
+            "no token can be sampled. Check the target's weights and dtype (float16 overflows in some models)."
+        )
+
     def _read_back(self, tree: DraftTree, *more: torch.Tensor) -> list[list[list[int]]]:
         """
         Tokens, parents and further tensors of shape `(batch_size, num_nodes)` as lists: the step's synchronisation.
@@ -153,12 +161,6 @@ class NodeSelector(Selector):
         super().__init__(sequences, processors, records)
         self.noise = SamplingNoise(sequences.batch_size, vocab_size, device) if do_sample else None
 
-    @staticmethod
-    def supports(sequences: Sequences, processors: LogitsProcessorList, do_sample: bool, device: torch.device) -> bool:
-        """Whether choosing at all nodes at once is exact."""
-        known_processors = all(type(processor) in PREFIX_FREE_PROCESSORS for processor in processors)
-        return known_processors and sequences.stops_row_wise and (not do_sample or device.type in SamplingNoise.DEVICES)
-
     def select(self, tree: DraftTree, logits: torch.Tensor) -> list[list[int]]:
         """See [`Selector.select`]."""
         scores = self._process(logits)
@@ -197,11 +199,7 @@ class NodeSelector(Selector):
         columns = [length - self.sequences.prompt_len for length in self.sequences.lengths]
         for row, tokens in enumerate(emitted):
             if -1 in tokens:
-                raise ValueError(
-                    f"The target's distribution after {self.sequences.lengths[row]} tokens of row {row} contains NaN, "
-                    "so that no token can be sampled. Check the target's weights and dtype (float16 overflows in some "
-                    "models)."
-                )
+                raise self._nan_error(row)
         counts = self.sequences.append_rows(emitted)
         paths = [path[:count] for path, count in zip(paths, counts, strict=True)]
         if self.records.is_wanted:
@@ -219,6 +217,55 @@ class NodeSelector(Selector):
         """Leave the global generator as plain `generate` leaves it."""
         if self.noise is not None:
             self.noise.rewind(max(self.sequences.lengths) - self.sequences.prompt_len)
+
+
+class PathSelector(Selector):
+    """
+    Chooses along the accepted path of a single row.
+
+    Args:
+        sequences ([`Sequences`]): Get the chosen tokens.
+        processors ([`~transformers.LogitsProcessorList`]): Prefix-free processors.
+        records ([`Records`]): Get scores and logits.
+        do_sample (`bool`): Whether to sample.
+    """
+
+    DEVICES = ("cpu",)  # where reading a token does not wait for anything
+
+    def __init__(self, sequences: Sequences, processors: LogitsProcessorList, records: Records, do_sample: bool):
+        super().__init__(sequences, processors, records)
+        self.do_sample = do_sample
+
+    def select(self, tree: DraftTree, logits: torch.Tensor) -> list[list[int]]:
+        """See [`Selector.select`]."""
+        [tokens], [parents] = self._read_back(tree)
+        child = dict(zip(zip(parents, tokens, strict=True), range(len(tokens)), strict=True))
+        path: list[int] = []
+        next_node: int | None = 0
+        while next_node is not None and not self.sequences.done:
+            path.append(next_node)
+            token = self._next_token(logits[:, next_node])
+            self.sequences.append_rows([[token]])
+            next_node = child.get((next_node, token))
+        return [path]
+
+    def _next_token(self, logits: torch.Tensor) -> int:
+        """The token after one node, from logits of shape `(1, vocab_size)`."""
+        if not (self.processors or self.do_sample or self.records.is_wanted):
+            return int(choose_greedy(logits))  # only their order matters
+        logits = logits.to(copy=True, dtype=torch.float32)
+        # Prefix-free processors get no prefix: one that reads it fails instead of seeing a wrong one.
+        scores = self.processors(None, logits)
+        self.records.add_column(scores, logits)
+        if not self.do_sample:
+            return int(choose_greedy(scores))
+        probs = scores.softmax(dim=-1)
+        if probs[0, 0].isnan():  # softmax makes all of a row NaN, or nothing
+            raise self._nan_error(0)
+        return int(torch.multinomial(probs, num_samples=1))
+
+    def finish(self) -> None:
+        """Nothing to do: the random numbers were drawn as plain `generate` draws them."""
 
 
 class TokenSelector(Selector):
@@ -293,7 +340,11 @@ def make_selector(
         rows_may_run_ahead (`bool`): Whether rows of a batch may have different lengths for a while.
     """
     do_sample, device = bool(generation_config.do_sample), logits.device
-    may_run_ahead = sequences.batch_size == 1 or rows_may_run_ahead
-    if may_run_ahead and NodeSelector.supports(sequences, processors, do_sample, device):
-        return NodeSelector(sequences, processors, records, do_sample, logits.shape[-1], device)
+    is_prefix_free = all(type(processor) in PREFIX_FREE_PROCESSORS for processor in processors)
+    if is_prefix_free and sequences.stops_row_wise:
+        if sequences.batch_size == 1 and device.type in PathSelector.DEVICES:
+            return PathSelector(sequences, processors, records, do_sample)
+        is_known_device = not do_sample or device.type in SamplingNoise.DEVICES
+        if is_known_device and (sequences.batch_size == 1 or rows_may_run_ahead):
+            return NodeSelector(sequences, processors, records, do_sample, logits.shape[-1], device)
     return TokenSelector(sequences, processors, records, do_sample)

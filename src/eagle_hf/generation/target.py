@@ -303,8 +303,12 @@ class Target:
         if self.rotary_switch is not None:
             tokens = [self._tree_tokens[row, path] for row, path in enumerate(paths)]
             self._ids = torch.cat([self._ids, torch.stack(tokens)], dim=1)
+        num_nodes = self._num_nodes
         self._keep(paths)
         longest = max(map(len, paths))
+        if num_nodes == longest == min(map(len, paths)) == 1:  # a plain step
+            self._root_position = self._root_position + 1
+            return self.reader.concatenate(self._states)
         device = self._root_position.device
         index = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=device)
         self._root_position = self._root_position + torch.tensor([[len(path)] for path in paths], device=device)
