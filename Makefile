@@ -64,7 +64,7 @@ notebooks: $(VENV)/.ready ## Run the notebooks and keep what they print
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/notebooks.py
 
 bench: $(VENV)/.ready ## Measure step cost and speedup on this machine
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --compile
 
 lossless: $(VENV)/.ready ## Compare 10,000 random calls with plain generate
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/lossless.py
@@ -77,7 +77,7 @@ TASKS ?= benchmarks/tasks
 TASKS_OUTPUT ?= runs/bench-tasks
 
 bench-tasks: $(VENV)/.ready ## Measure the demo pair on six task sets at temperature 0 and 1
-	$(BIN)/eagle-hf bench --target hub_cards/demo-llama-7m --draft hub_cards/EAGLE3-demo-llama-7m --tasks $(TASKS) \
+	$(BIN)/eagle-hf bench --target hub_cards/demo-llama-10m --draft hub_cards/EAGLE3-demo-llama-10m --tasks $(TASKS) \
 		--temperatures 0 1 --baselines plain prompt_lookup --max_new_tokens 128 --threads 2 --output $(TASKS_OUTPUT)
 
 bench-loading: $(VENV)/.ready ## Measure time and memory of loading a head of 0.4 GB

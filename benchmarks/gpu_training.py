@@ -115,7 +115,7 @@ def main() -> None:
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "hub_cards" / "demo-llama-7m", model_max_length=10**9)
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "hub_cards" / "demo-llama-10m", model_max_length=10**9)
     files = source_files(12 if args.tiny else None)
     held_out, files = files[::10], [path for number, path in enumerate(files) if number % 10]
     target_folder, head_folder = args.output / "target", args.output / "head"

@@ -67,7 +67,7 @@ def main() -> None:
     prompts = [encode(tokenizer, json.loads(line)["prompt"]) for line in Path(args.prompts).read_text().splitlines()]
     print("dtype | comparison | texts | different | largest gap in units of resolution")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        target = AutoModelForCausalLM.from_pretrained(ROOT / "hub_cards" / "demo-llama-7m", dtype=dtype).eval()
+        target = AutoModelForCausalLM.from_pretrained(ROOT / "hub_cards" / "demo-llama-10m", dtype=dtype).eval()
         for name, found in compare(target, draft, prompts, max_new_tokens=args.new_tokens).items():
             largest = f"{max(found):.2f}" if found else "-"
             print(f"{str(dtype).removeprefix('torch.')} | {name} | {len(prompts)} | {len(found)} | {largest}")

@@ -5,7 +5,7 @@
     `--compile` also with a static cache and compiled steps, against the same unit (plain `generate` compiles nothing
     on a CPU), once its first call, which compiles, is over.
 (b) Speedup on the demo pair, greedy, on prompts that were not trained on; the tokens are checked to be equal.
-(c) The same, sampled at temperature 1 with equal seeds.
+(c) The same, sampled at temperature 1 with equal seeds. Both also with a tree of fixed size and nothing looked up.
 
 Everything runs in one process; plain and drafted generations alternate, since clocks drift, and medians over the
 repeats are reported. (b) and (c) are measured by `eagle_hf.benchmark`. The result is printed, and written with
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from eagle_hf import DraftOptions, EagleDraftModel
@@ -27,11 +27,13 @@ from eagle_hf.benchmark import BenchmarkSettings, load_tasks, run_benchmark
 from eagle_hf.benchmark.acceptance import summarize_lengths
 from eagle_hf.benchmark.averages import ALL, spread
 from eagle_hf.benchmark.environment import cpu_name, hardware, versions  # noqa: F401 (other scripts take it from here)
+from eagle_hf.benchmark.methods import EAGLE, PLAIN, compile_config, make_methods
 from eagle_hf.benchmark.timing import timed
 
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden"
+FIXED_TREE = (15, 6, 4)  # nodes, depth and width, on the demo pair
 TREES = {"59 nodes, depth 8, width 10": (59, 8, 10), "15 nodes, depth 5, width 4": (15, 5, 4)}
 
 
@@ -46,9 +48,9 @@ def golden_pair() -> tuple[Any, EagleDraftModel, torch.Tensor]:
 def demo_pair() -> tuple[Any, EagleDraftModel, PreTrainedTokenizerBase]:
     """Target, head and tokenizer of the demo."""
     folder = ROOT / "hub_cards"
-    target = AutoModelForCausalLM.from_pretrained(folder / "demo-llama-7m").eval()
-    draft = EagleDraftModel.from_pretrained(folder / "EAGLE3-demo-llama-7m")
-    return target, draft, AutoTokenizer.from_pretrained(folder / "demo-llama-7m")
+    target = AutoModelForCausalLM.from_pretrained(folder / "demo-llama-10m").eval()
+    draft = EagleDraftModel.from_pretrained(folder / "EAGLE3-demo-llama-10m")
+    return target, draft, AutoTokenizer.from_pretrained(folder / "demo-llama-10m")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
@@ -62,8 +64,8 @@ def step_cost(repeats: int, new_tokens: int = 192, compiles: bool = False) -> di
     """(a)"""
     kinds: dict[str, dict[str, Any]] = {"step_in_plain_tokens": {}}
     if compiles:
-        config = CompileConfig(mode="default")
-        kinds["compiled_step_in_plain_tokens"] = {"cache_implementation": "static", "compile_config": config}
+        compiled = {"cache_implementation": "static", "compile_config": compile_config("cpu")}
+        kinds["compiled_step_in_plain_tokens"] = compiled
     target, draft, ids = golden_pair()
     options = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None}
     ratios: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in TREES} for kind in kinds}
@@ -94,16 +96,18 @@ def acceptance(lengths: list[int]) -> dict[str, Any]:
 
 def speedups(prompts: Path, repeats: int, new_tokens: int) -> dict[str, Any]:
     """(b) and (c)"""
+    target, draft, tokenizer = demo_pair()
     settings = BenchmarkSettings(max_new_tokens=new_tokens, repeats=repeats, metrics=False)
-    result = run_benchmark(*demo_pair(), load_tasks(prompts), settings)
+    methods = make_methods(draft, trees=[FIXED_TREE])
+    result = run_benchmark(target, draft, tokenizer, load_tasks(prompts), settings, methods)
     rows = {(row["task"], row["temperature"], row["method"]): row for row in result["rows"]}
     tasks = list(dict.fromkeys(row["task"] for row in result["rows"]))
     everything = ALL if ALL in tasks else tasks[0]
     if any(row["texts_that_differ"] for row in rows.values()):
         raise SystemExit("tokens differ from plain generate: no speedup is reported")
 
-    def figures(task: str, temperature: float) -> dict[str, Any]:
-        row = rows[task, temperature, "eagle"]
+    def figures(task: str, temperature: float, method: str = EAGLE) -> dict[str, Any]:
+        row = rows[task, temperature, method]
         return {
             "speedup": row["speedup"],
             "mean_acceptance_length": row["tau"],
@@ -112,13 +116,18 @@ def speedups(prompts: Path, repeats: int, new_tokens: int) -> dict[str, Any]:
 
     return {
         name: {
-            "prompts": rows[everything, temperature, "plain"]["prompts"],
-            "new_tokens": rows[everything, temperature, "plain"]["new_tokens"],
+            "prompts": rows[everything, temperature, PLAIN]["prompts"],
+            "new_tokens": rows[everything, temperature, PLAIN]["new_tokens"],
             "tokens_equal": True,
-            "plain_tokens_per_second": rows[everything, temperature, "plain"]["tokens_per_second"],
-            "eagle_tokens_per_second": rows[everything, temperature, "eagle"]["tokens_per_second"],
+            "plain_tokens_per_second": rows[everything, temperature, PLAIN]["tokens_per_second"],
+            "eagle_tokens_per_second": rows[everything, temperature, EAGLE]["tokens_per_second"],
             **figures(everything, temperature),
             "domains": {task: figures(task, temperature) for task in tasks if task != ALL},
+            "other_methods": {
+                method.name: figures(everything, temperature, method.name)
+                for method in methods
+                if method.name not in (PLAIN, EAGLE)
+            },
         }
         for name, temperature in (("demo_greedy", 0.0), ("demo_sampled", 1.0))
     }
@@ -130,7 +139,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--new-tokens", type=int, default=160, help="most tokens per prompt of the demo pair")
     parser.add_argument("--prompts", type=Path, default=ROOT / "benchmarks" / "held_out_prompts.jsonl")
-    parser.add_argument("--compile", action="store_true", help="also measure compiled steps")
+    parser.add_argument("--compile", action="store_true", help="also measure what compiled steps cost")
     parser.add_argument("--json", type=Path, help="also write the result here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

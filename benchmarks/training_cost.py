@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 def measure(length: int, num_unrolls: int, steps: int, draft_vocab_size: int) -> dict[str, float]:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(ROOT / "hub_cards" / "demo-llama-7m", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(ROOT / "hub_cards" / "demo-llama-10m", dtype=torch.float32)
     head = new_head(model, torch.arange(draft_vocab_size)).train()
     target = FrozenTarget(model, head.config, torch.device("cpu"))
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-4)

@@ -145,7 +145,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     args.output.mkdir(parents=True, exist_ok=True)
-    folder = ROOT / "hub_cards" / "demo-llama-7m"
+    folder = ROOT / "hub_cards" / "demo-llama-10m"
     target = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     data = {

@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 
 ROOT = Path(__file__).parents[1]
-HEAD = ROOT / "hub_cards" / "EAGLE3-demo-llama-7m" / "model.safetensors"
+HEAD = ROOT / "hub_cards" / "EAGLE3-demo-llama-10m" / "model.safetensors"
 STAMP = "demo_head_sha256"  # in the metadata of a notebook: the head whose outputs it shows
 
 

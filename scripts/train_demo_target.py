@@ -5,8 +5,10 @@ The data is JSON lines, plain or `.xz`, of conversations:
     {"source": "gsm8k_train", "finished": true,
      "messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
-Training runs in two stages, so that most tokens are seen in short blocks (attention is what costs on a CPU) and the
-model still learns to write answers as long as the second block size:
+Training runs in two stages, so that most tokens are seen in short blocks (attention is what costs on a CPU) by a model
+of two thirds of the layers, and the model still learns to write answers as long as the second block size. Between them
+it grows: behind every second layer comes a copy of it that at first adds nothing (block expansion, LLaMA Pro,
+https://huggingface.co/papers/2401.02415), so that nothing is unlearned:
 
     python scripts/train_demo_target.py stage1 --data train.jsonl.xz --tokenizer TOKENIZER --output runs/target
     python scripts/train_demo_target.py stage2 --data train.jsonl.xz --tokenizer TOKENIZER --output runs/target
@@ -15,11 +17,12 @@ model still learns to write answers as long as the second block size:
 made from (docs/training.md). A stage that was interrupted goes on from its newest checkpoint when it is started again.
 `--size large` trains the 24-layer, 256-wide model with the wide mix instead, which is meant for a GPU.
 
-On two AMD EPYC cores with bfloat16 instructions stage 1 took about 2 h 24 min, stage 2 43 min, with other work beside
+On two AMD EPYC cores with bfloat16 instructions stage 1 took about 2 h 24 min, stage 2 an hour, with other work beside
 them and with glibc told to keep its memory (see docs/training.md). On a GPU it was not timed.
 """
 
 import argparse
+import copy
 import json
 import lzma
 import random
@@ -40,7 +43,7 @@ WIDE_MIX = NARROW_MIX | {"math_train"}
 @dataclass(frozen=True)
 class Size:
     hidden_size: int
-    num_hidden_layers: int
+    num_hidden_layers: int  # a multiple of 3; the first stage trains two of three
     intermediate_size: int
     num_attention_heads: int
     num_key_value_heads: int
@@ -49,7 +52,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(192, 16, 448, 3, 1, frozenset(NARROW_MIX), max_chat_chars=900),
+    "small": Size(192, 24, 448, 3, 1, frozenset(NARROW_MIX), max_chat_chars=900),
     "large": Size(256, 24, 704, 4, 2, frozenset(WIDE_MIX), max_chat_chars=4000),
 }
 
@@ -66,7 +69,7 @@ class Stage:
 
 STAGES = {
     "stage1": Stage(256, 8192, 4500, 2e-3, "constant_with_warmup", 200),
-    "stage2": Stage(512, 8192, 1200, 2e-3, "linear", 20),
+    "stage2": Stage(512, 8192, 1000, 2e-3, "linear", 20),
 }
 
 
@@ -83,6 +86,22 @@ def read_conversations(path: Path, size: Size) -> list[list[dict[str, str]]]:
                 continue
             conversations.append(row["messages"])
     return conversations
+
+
+def deepen(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The same function with half as many layers more: behind every second one a copy of it that adds nothing yet."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = model.config.num_hidden_layers * 3 // 2
+    deeper = LlamaForCausalLM(config)
+    sources = [layer for layer in range(model.config.num_hidden_layers) for _ in range(1 + layer % 2)]
+    for index, source in enumerate(sources):
+        deeper.model.layers[index].load_state_dict(model.model.layers[source].state_dict())
+        if index and sources[index - 1] == source:
+            torch.nn.init.zeros_(deeper.model.layers[index].self_attn.o_proj.weight)
+            torch.nn.init.zeros_(deeper.model.layers[index].mlp.down_proj.weight)
+    rest = {name: weight for name, weight in model.state_dict().items() if not name.startswith("model.layers.")}
+    deeper.load_state_dict(rest, strict=False)
+    return deeper
 
 
 class PackedConversations(Dataset):
@@ -148,7 +167,7 @@ def main() -> None:
         config = LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=size.hidden_size,
-            num_hidden_layers=size.num_hidden_layers,
+            num_hidden_layers=size.num_hidden_layers * 2 // 3,
             intermediate_size=size.intermediate_size,
             num_attention_heads=size.num_attention_heads,
             num_key_value_heads=size.num_key_value_heads,
@@ -160,7 +179,7 @@ def main() -> None:
         )
         model = LlamaForCausalLM(config)
     else:
-        model = LlamaForCausalLM.from_pretrained(args.output / "stage1", dtype=torch.float32)
+        model = deepen(LlamaForCausalLM.from_pretrained(args.output / "stage1", dtype=torch.float32))
     print(f"{model.num_parameters() / 1e6:.2f}M parameters")
 
     output = args.output / args.stage
@@ -192,6 +211,9 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if output.is_dir() else None)
     model.config.use_cache = True  # training had turned it off
     trainer.save_model(str(output))
+    if args.stage == "stage2":  # half the size; `config.dtype` still says float32, which is what it is loaded as
+        weights = {name: w.bfloat16() for name, w in model.state_dict().items() if name != "lm_head.weight"}  # tied
+        model.save_pretrained(output, state_dict=weights)
     tokenizer.save_pretrained(output)
 
 

@@ -52,7 +52,7 @@ FAMILIES = {
 def chat_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """A byte-level tokenizer of a family; `demo` is that of the demo pair."""
     if name == "demo":
-        return AutoTokenizer.from_pretrained(ROOT / "hub_cards" / "demo-llama-7m")
+        return AutoTokenizer.from_pretrained(ROOT / "hub_cards" / "demo-llama-10m")
     family = FAMILIES[name]
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens += [a + b for a, b in MERGES if a + b not in tokens]

@@ -28,6 +28,7 @@ def test_fields_that_are_not_set_keep_their_defaults():
     ("fields", "message"),
     [
         ({"draft_retrieval": -1}, "must be 0 or a positive integer, got -1"),
+        ({"draft_coupling": "yes"}, "`draft_coupling` must be True or False, got 'yes'"),
         ({"draft_tree": "binary"}, "must be one of dynamic, auto, static, chain, got 'binary'"),
         ({"num_assistant_tokens": 0}, "`num_assistant_tokens` must be a positive integer, got 0"),
         ({"draft_depth": 2.5}, "`draft_depth` must be a positive integer, got 2.5"),

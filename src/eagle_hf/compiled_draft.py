@@ -9,6 +9,7 @@ from transformers import Cache, CompileConfig
 from transformers.cache_utils import StaticLayer
 
 from .attention import Rotary
+from .coupling import Noise, at_levels
 from .draft_network import DraftNetwork, _step, expand, top_children
 from .dynamic_tree import grow_dynamic_tree
 from .kv_cache import round_up
@@ -91,6 +92,7 @@ class CompiledDraftNetwork(DraftNetwork):
         mask: torch.Tensor,
         sliding_mask: torch.Tensor | None,
         width: int,
+        noise: Noise | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See [`DraftNetwork.expand`]."""
         self.num_forwards += 1
@@ -106,6 +108,7 @@ class CompiledDraftNetwork(DraftNetwork):
                 rotary,
                 fixed_mask,
                 width,
+                noise,
             )
         )
         return hidden, scores, ids
@@ -117,6 +120,7 @@ class CompiledDraftNetwork(DraftNetwork):
         visible: torch.Tensor,
         rotary: Rotary,
         target_ids: torch.Tensor | None,
+        noise: Noise | None,
         width: int,
         depth: int,
         num_nodes: int,
@@ -129,12 +133,13 @@ class CompiledDraftNetwork(DraftNetwork):
             visible (`torch.BoolTensor` of shape `(batch_size, 1, past_len)`): True rows that all nodes see.
             rotary (pair of `torch.Tensor`): Rotary embedding of the levels.
             target_ids (`torch.LongTensor` of shape `(draft_vocab_size,)`, *optional*): Target ids of the draft's.
+            noise (`Noise`, *optional*): Of the levels.
         """
         self.num_forwards += depth - 1
         return _kept_tree(
             self._grow(
                 self.draft, self.embed_tokens, self.compute_logits, self.cache, roots.clone(), hidden,
-                self.up_to_guesses(visible), *rotary, target_ids, width, depth, num_nodes, self.num_columns,
+                self.up_to_guesses(visible), *rotary, target_ids, noise, width, depth, num_nodes, self.num_columns,
             )
         )  # fmt: skip
 
@@ -145,6 +150,7 @@ class CompiledDraftNetwork(DraftNetwork):
         visible: torch.Tensor,
         rotary: Rotary,
         target_ids: torch.Tensor | None,
+        noise: Noise | None,
         width: int,
         depth: int,
         num_nodes: int,
@@ -158,7 +164,7 @@ class CompiledDraftNetwork(DraftNetwork):
             tokens (`torch.LongTensor` of shape `(1, new_len)`): The token that follows each of them; the root is last.
             visible (`torch.BoolTensor` of shape `(1, 1, past_len)`): Rows read before, that all others see.
             rotary (pair of `torch.Tensor`): Rotary embedding of `max_new + depth` rows, from the first new one on.
-            target_ids, width, depth, num_nodes: As in `grow`.
+            target_ids, noise, width, depth, num_nodes: As in `grow`.
         """
         self.num_forwards += depth
         past_len, new_len = visible.shape[-1], tokens.shape[1]
@@ -168,7 +174,7 @@ class CompiledDraftNetwork(DraftNetwork):
             self._read_and_grow(
                 self.draft, self.embed_tokens, self.compute_logits, self.cache, F.pad(features, (0, 0, 0, unused)),
                 F.pad(tokens, (0, unused)), torch.tensor([past_len, new_len], device=tokens.device),
-                self.up_to_guesses(visible), *rotary, target_ids, width, depth, num_nodes, self.num_columns,
+                self.up_to_guesses(visible), *rotary, target_ids, noise, width, depth, num_nodes, self.num_columns,
             )
         )  # fmt: skip
 
@@ -193,14 +199,16 @@ class TracedLevels:
         visible: torch.Tensor,
         rotary: Rotary,
         target_ids: torch.Tensor | None,
+        noise: Noise | None,
         num_columns: int,
     ):
         self.draft, self.embed_tokens, self.compute_logits, self.cache = draft, embed_tokens, compute_logits, cache
         self.visible, self.rotary, self.target_ids, self.num_columns = visible, rotary, target_ids, num_columns
+        self.noise = noise
 
-    def top_children(self, hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def top_children(self, hidden: torch.Tensor, width: int, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See [`Drafter.top_children`]."""
-        return top_children(self.compute_logits, hidden, width)
+        return top_children(self.compute_logits, hidden, width, at_levels(self.noise, level))
 
     def visible_to_guesses(self, num_rows: int) -> torch.Tensor:
         """See [`Drafter.visible_to_guesses`]."""
@@ -216,13 +224,14 @@ class TracedLevels:
         return cos[:, :, depth - 1 : depth], sin[:, :, depth - 1 : depth]
 
     def expand(
-        self, hidden: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor, width: int
+        self, hidden: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor, width: int, level: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See [`Drafter.expand`]."""
         mask = F.pad(mask, (0, self.num_columns - mask.shape[-1]))
         return expand(
-            self.draft, self.embed_tokens, self.compute_logits, self.cache, hidden, tokens, rotary, mask, width
-        )
+            self.draft, self.embed_tokens, self.compute_logits, self.cache, hidden, tokens, rotary, mask, width,
+            at_levels(self.noise, level),
+        )  # fmt: skip
 
 
 def _grow(
@@ -236,12 +245,15 @@ def _grow(
     cos: torch.Tensor,
     sin: torch.Tensor,
     target_ids: torch.Tensor | None,
+    noise: Noise | None,
     width: int,
     depth: int,
     num_nodes: int,
     num_columns: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    levels = TracedLevels(draft, embed_tokens, compute_logits, cache, visible, (cos, sin), target_ids, num_columns)
+    levels = TracedLevels(
+        draft, embed_tokens, compute_logits, cache, visible, (cos, sin), target_ids, noise, num_columns
+    )
     tree = grow_dynamic_tree(levels, roots, hidden, width, depth, num_nodes, FixedSizing())
     return tree.tokens, tree.parents, tree.depths, tree.scores, tree.max_depth
 
@@ -258,6 +270,7 @@ def _read_and_grow(
     cos: torch.Tensor,
     sin: torch.Tensor,
     target_ids: torch.Tensor | None,
+    noise: Noise | None,
     width: int,
     depth: int,
     num_nodes: int,
@@ -280,7 +293,7 @@ def _read_and_grow(
     return _grow(
         draft, embed_tokens, compute_logits, cache, tokens.index_select(1, last)[0], hidden.index_select(1, last),
         mask.index_select(0, last)[None, :, :first_guess], cos.index_select(2, levels), sin.index_select(2, levels),
-        target_ids, width, depth, num_nodes, num_columns,
+        target_ids, noise, width, depth, num_nodes, num_columns,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import torch
 from transformers import Cache
 
 from .attention import Rotary
+from .coupling import Noise, log_probs
 from .kv_cache import GrowingCache
 from .modeling_eagle import EagleDraftModel
 
@@ -79,18 +80,21 @@ class DraftNetwork:
         mask: torch.Tensor,
         sliding_mask: torch.Tensor | None,
         width: int,
+        noise: Noise | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`step` and the `top_children` of what it returns: hidden states, log-probabilities, draft ids."""
         hidden = self.step(hidden, tokens, rotary, mask, sliding_mask)
-        return hidden, *self.top_children(hidden, width)
+        return hidden, *self.top_children(hidden, width, noise)
 
-    def top_children(self, hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def top_children(
+        self, hidden: torch.Tensor, width: int, noise: Noise | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         The likeliest next tokens of each row of `hidden` of shape `(batch_size, num_rows, hidden_size)`: their
-        log-probabilities in the draft vocabulary, float32 whatever the head's dtype, and their **draft** ids, both of
-        shape `(batch_size, num_rows, width)`.
+        log-probabilities in the draft vocabulary, given the noise if there is any, float32 whatever the head's dtype;
+        and their **draft** ids. Both of shape `(batch_size, num_rows, width)`.
         """
-        return top_children(self.compute_logits, hidden, width)
+        return top_children(self.compute_logits, hidden, width, noise)
 
 
 def _step(
@@ -107,9 +111,11 @@ def _step(
     return draft.step(hidden, embeds, rotary, mask, cache, packed=True, sliding_mask=sliding_mask)
 
 
-def top_children(compute_logits: Callable, hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def top_children(
+    compute_logits: Callable, hidden: torch.Tensor, width: int, noise: Noise | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """See [`DraftNetwork.top_children`]."""
-    scores = compute_logits(hidden).log_softmax(-1, dtype=torch.float32)
+    scores = log_probs(compute_logits(hidden), noise)
     values, index = scores.topk(min(width, scores.shape[-1]), dim=-1)
     return values, index
 
@@ -124,7 +130,8 @@ def expand(
     rotary: Rotary,
     mask: torch.Tensor,
     width: int,
+    noise: Noise | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See [`DraftNetwork.expand`]."""
     hidden = _step(draft, embed_tokens, cache, hidden, tokens, rotary, mask)
-    return hidden, *top_children(compute_logits, hidden, width)
+    return hidden, *top_children(compute_logits, hidden, width, noise)

@@ -42,6 +42,10 @@ class DraftOptions:
             Most tokens that are added to a tree by looking them up: where the newest tokens have occurred before, in
             the prompt or in the text so far, what followed them there. Pays where answers repeat their prompt, as in
             summaries and edited code. 0 looks nothing up.
+        draft_coupling (`bool`, defaults to `True`):
+            Whether drafts for sampled text are sampled too, with the random numbers that the target's tokens are going
+            to be sampled with, so that the two agree more often (docs/tree.md). `False` drafts the likeliest tokens, as
+            EAGLE does.
         draft_tree_paths (`Sequence[Sequence[int]]`, *optional*):
             `"static"` only: every node as the ranks of the children that lead to it, `[0, 2]` being the third child of
             the first. Defaults to the 25 nodes of EAGLE-1.
@@ -58,6 +62,7 @@ class DraftOptions:
     draft_width: int = 10
     draft_threshold: float = 0.0
     draft_retrieval: int = 0
+    draft_coupling: bool = True
     draft_tree_paths: Sequence[Sequence[int]] | None = None
     output_draft_trees: bool = False
 
@@ -71,6 +76,8 @@ class DraftOptions:
         value = self.draft_retrieval
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ValueError(f"`draft_retrieval` must be 0 or a positive integer, got {value!r}.")
+        if not isinstance(self.draft_coupling, bool):
+            raise ValueError(f"`draft_coupling` must be True or False, got {self.draft_coupling!r}.")
         if not isinstance(self.draft_threshold, (int, float)) or not 0 <= self.draft_threshold < 1:
             raise ValueError(f"`draft_threshold` must be a number from 0 to below 1, got {self.draft_threshold!r}.")
         if self.draft_tree_paths is not None:
@@ -91,6 +98,11 @@ class DraftOptions:
         """Nodes of the static tree, shallower first, siblings by rank."""
         paths = self.draft_tree_paths if self.draft_tree_paths is not None else EAGLE1_TREE_PATHS
         return sorted({tuple(path) for path in paths}, key=lambda path: (len(path), path))
+
+    @property
+    def max_depth(self) -> int:
+        """Levels of the deepest tree, the root not counted."""
+        return len(self.static_paths[-1]) if self.draft_tree == "static" else self.draft_depth
 
     @property
     def max_nodes(self) -> int:

@@ -17,6 +17,7 @@ from transformers import CompileConfig
 
 from .attention import Rotary
 from .compiled_draft import CompiledDraftNetwork
+from .coupling import Noise, at_levels, for_vocabulary
 from .draft_network import DraftNetwork
 from .draft_options import DraftOptions
 from .dynamic_tree import grow_dynamic_tree, take
@@ -68,7 +69,6 @@ class Drafter:
             )
         else:
             self.network = DraftNetwork(draft, embed_tokens, lm_head)
-        self.top_children = self.network.top_children
         self.sizing = FixedSizing(options.draft_threshold) if sizing is None else sizing
         self._unread: list[tuple[torch.Tensor, torch.Tensor, Sequence[int]]] = []  # arguments of `read_accepted`
         self.is_stopped = False
@@ -79,6 +79,7 @@ class Drafter:
         self._root_positions: list[int] = []  # position of the newest token
         self._prompt_mask: torch.Tensor | None = None  # (batch_size, prompt_len), None where the prompt has no padding
         self._placeholder: torch.Tensor | None = None
+        self._noise: Noise | None = None  # that the tree's tokens will be sampled with
         self.mask_token_id = draft.config.mask_token_id  # P-EAGLE: what stands for an unknown token
         self._last_hidden = torch.empty(0)  # (batch_size, 1, hidden_size): output at the newest true feature
 
@@ -232,13 +233,17 @@ class Drafter:
         self.is_stopped = True
 
     @torch.inference_mode()
-    def grow(self, roots: torch.Tensor, max_depth: int) -> DraftTree:
+    def grow(
+        self, roots: torch.Tensor, max_depth: int, noise_ahead: Callable[[int], Noise | None] | None = None
+    ) -> DraftTree:
         """
         Grow the trees of the next step. The cache is left as it was.
 
         Args:
             roots (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
             max_depth (`int`): Deepest level that can still be used; deeper ones would exceed the length limit.
+            noise_ahead (`Callable`, *optional*):
+                The noise that so many next tokens are going to be sampled with, if any.
 
         Returns:
             [`DraftTree`]
@@ -248,6 +253,7 @@ class Drafter:
             self.sizing.end_step(sum(counts) / max(len(counts), 1))
         if max_depth < 1 or self.is_stopped or not self.sizing.begin_step():
             return DraftTree.root_only(roots)
+        self._noise = self._draft_noise(max_depth, noise_ahead)
         if self.draft.config.parallel_drafting or self.options.draft_tree == "static":
             self._read_unread()
             self.network.begin_guesses()
@@ -268,6 +274,16 @@ class Drafter:
         self.network.cut(max(self._lengths))
         return tree
 
+    def _draft_noise(self, max_depth: int, noise_ahead: Callable[[int], Noise | None] | None) -> Noise | None:
+        noise = noise_ahead(min(max_depth, self.options.max_depth)) if noise_ahead is not None else None
+        if noise is None:
+            return None
+        noise = noise[0].to(self.draft.device), noise[1].to(self.draft.device)
+        if self.draft.lm_head is None:
+            return noise
+        config = self.draft.config
+        return for_vocabulary(noise, self._target_ids, config.draft_vocab_size or config.vocab_size)
+
     def _grow_planned(self, roots: torch.Tensor, max_depth: int) -> DraftTree:
         """Trees whose shape does not depend on the text: of P-EAGLE, and static ones."""
         if self.draft.config.parallel_drafting:
@@ -286,16 +302,18 @@ class Drafter:
             network.begin_guesses()
             rotary = self._rotary.rows(self._root_positions, depth)
             return network.grow(
-                roots, self._last_hidden, self.visible_past(1), rotary, self._target_ids, width, depth, num_nodes
-            )
+                roots, self._last_hidden, self.visible_past(1), rotary, self._target_ids,
+                at_levels(self._noise, 1, depth), width, depth, num_nodes,
+            )  # fmt: skip
         features, tokens = self._join_unread()
         if (too_many := tokens.shape[1] - network.max_new) > 0:  # after steps without a tree
             self._read_accepted(features[:, :too_many], tokens[:, :too_many], [too_many])
             features, tokens = features[:, too_many:], tokens[:, too_many:]
         rotary = self._rotary.rows(self._root_positions, network.max_new + depth)
         tree = network.read_and_grow(
-            features, tokens, self.visible_past(1), rotary, self._target_ids, width, depth, num_nodes
-        )
+            features, tokens, self.visible_past(1), rotary, self._target_ids, at_levels(self._noise, 1, depth), width,
+            depth, num_nodes,
+        )  # fmt: skip
         self._lengths, self._root_positions, self._unread = (
             [self._lengths[0] + tokens.shape[1]],
             [self._root_positions[0] + tokens.shape[1]],
@@ -341,18 +359,35 @@ class Drafter:
         sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=True)
         return self.network.step(hidden, tokens, rotary, mask, sliding_mask)
 
+    def top_children(
+        self, hidden: torch.Tensor, width: int, level: int, num_levels: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The `width` likeliest children of nodes, given the noise that they will be sampled with, if any.
+
+        Args:
+            hidden (`torch.Tensor` of shape `(batch_size, num_rows, hidden_size)`): Output of the head at the nodes.
+            width (`int`): Children of each.
+            level (`int`): Level of the children, 1 being those of the root.
+            num_levels (`int`, defaults to 1): If more, every row is a level of its own.
+
+        Returns:
+            Log-probabilities and **draft** ids, both of shape `(batch_size, num_rows, width)`.
+        """
+        return self.network.top_children(hidden, width, at_levels(self._noise, level, num_levels))
+
     def expand(
-        self, hidden: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor, width: int
+        self, hidden: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor, width: int, level: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        `step`, and the `width` likeliest next tokens of what it returns.
+        `step`, and the `width` likeliest children of its rows, on level `level`.
 
         Returns:
             Hidden states of shape `(batch_size, num_rows, hidden_size)`; log-probabilities and **draft** ids of the
             children, both of shape `(batch_size, num_rows, width)`.
         """
         sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=True)
-        return self.network.expand(hidden, tokens, rotary, mask, sliding_mask, width)
+        return self.network.expand(hidden, tokens, rotary, mask, sliding_mask, width, at_levels(self._noise, level))
 
     @property
     def num_forwards(self) -> int:

@@ -52,7 +52,7 @@ def grow_dynamic_tree(
         [`DraftTree`] with `num_nodes` nodes, or fewer where there are not as many candidates.
     """  # noqa: D205
     batch_size, device = len(roots), roots.device
-    scores, draft_ids = (x.flatten(1) for x in drafter.top_children(hidden, width))  # (batch_size, width)
+    scores, draft_ids = (x.flatten(1) for x in drafter.top_children(hidden, width, 1))  # (batch_size, width)
     width = scores.shape[1]  # less than asked for if the draft vocabulary is tiny
     if not sizing.wants_level(scores, 1):
         return DraftTree.root_only(roots)
@@ -67,7 +67,7 @@ def grow_dynamic_tree(
         visible = torch.cat([visible, itself], dim=-1)
         tokens = drafter.to_target_ids(draft_ids)
         hidden, child_scores, child_ids = drafter.expand(
-            hidden, tokens, drafter.level_rotary(level - 1), visible[:, None], width
+            hidden, tokens, drafter.level_rotary(level - 1), visible[:, None], width, level
         )  # children: (batch_size, width, width)
         child_scores = (child_scores + scores[..., None]).flatten(1)  # (batch_size, width ** 2)
         child_ids = child_ids.flatten(1)

@@ -189,7 +189,7 @@ def create_model_card(
     ```python
     >>> from eagle_hf import EagleDraftModel, create_model_card
 
-    >>> draft = EagleDraftModel.from_pretrained("hub_cards/EAGLE3-demo-llama-7m")
+    >>> draft = EagleDraftModel.from_pretrained("hub_cards/EAGLE3-demo-llama-10m")
     >>> create_model_card(draft, "org/head", license="apache-2.0").save("runs/README.md")
     ```
     """

@@ -46,7 +46,7 @@ def grow_parallel_chain(
             torch.cat([mask, causal], dim=-1)[:, None],
         )
         hidden = torch.cat([hidden, later], dim=1)
-    scores, draft_ids = (x.squeeze(-1) for x in drafter.top_children(hidden, 1))  # (batch_size, depth)
+    scores, draft_ids = (x.squeeze(-1) for x in drafter.top_children(hidden, 1, 1, depth))  # (batch_size, depth)
     # A broken head must not break the order: NaN counts as impossible.
     scores = scores.cumsum(dim=1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     if threshold > 0:  # one node stays in any case: it shows whether the head is broken

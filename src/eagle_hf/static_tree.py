@@ -104,14 +104,14 @@ def grow_static_tree(drafter: "Drafter", roots: torch.Tensor, hidden: torch.Tens
     tokens, scores = [roots[:, None]], [torch.zeros_like(roots[:, None], dtype=torch.float32)]
     for depth, level in enumerate(plan.levels):
         if depth == 0:  # the root's children come from the output at the newest true feature
-            child_scores, child_ids = drafter.top_children(hidden, level.num_ranks)
+            child_scores, child_ids = drafter.top_children(hidden, level.num_ranks, 1)
         else:
             past = drafter.visible_to_guesses(len(level.expanded))
             mask = torch.cat([past, level.visible.expand(batch_size, -1, -1)], dim=-1)
             expanded = tokens[-1][:, level.expanded]  # (batch_size, num_expanded)
             rotary = drafter.level_rotary(depth)
             hidden, child_scores, child_ids = drafter.expand(
-                hidden[:, level.parent_rows], expanded, rotary, mask[:, None], level.num_ranks
+                hidden[:, level.parent_rows], expanded, rotary, mask[:, None], level.num_ranks, depth + 1
             )  # children: (batch_size, num_expanded, num_ranks)
         tokens.append(drafter.to_target_ids(child_ids[:, level.rows, level.ranks]))
         scores.append(child_scores[:, level.rows, level.ranks] + scores[-1][:, level.parents])

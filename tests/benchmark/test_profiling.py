@@ -7,6 +7,7 @@ from tiny_pair import tiny_pair
 from eagle_hf import DraftOptions
 from eagle_hf.benchmark import profiling
 from eagle_hf.benchmark.profiling import CALLS, PARTS, profile
+from eagle_hf.generation.selection import PathSelector
 
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -37,10 +38,14 @@ def test_every_part_has_time_and_operators_and_they_add_up(profiled):
     assert facts["plain_operators_per_token"] > 50
 
 
-def test_a_step_reads_back_only_where_the_walk_does(profiled):
-    rows = next(iter(profiled[1]["trees"].values()))
-    assert rows["walk"]["reads"] == 1
-    assert rows["verify"]["reads"] == 0
+def test_a_step_reads_back_only_where_the_walk_does(pair, profiled, monkeypatch):
+    """Once, where all nodes are chosen at in one go; on a CPU a single row reads the tree and then token by token."""
+    path = next(iter(profiled[1]["trees"].values()))
+    monkeypatch.setattr(PathSelector, "DEVICES", ())
+    nodes = next(iter(profile(*pair, IDS, max_new_tokens=12, repeats=1)[1]["trees"].values()))
+    assert nodes["walk"]["reads"] == 1
+    assert path["walk"]["reads"] >= 2
+    assert path["verify"]["reads"] == nodes["verify"]["reads"] == 0
 
 
 def test_a_larger_tree_launches_more(pair):

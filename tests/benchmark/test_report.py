@@ -141,7 +141,7 @@ class TestCard:
 
     def test_a_card_gets_the_tables_in_its_results_once(self, result, pair, tmp_path):
         pair[1].save_pretrained(tmp_path)
-        readme = CARDS / "EAGLE3-demo-llama-7m" / "README.md"
+        readme = CARDS / "EAGLE3-demo-llama-10m" / "README.md"
         shutil.copy(readme, tmp_path)
         write_card(result, tmp_path)
         once = (tmp_path / "README.md").read_text()
@@ -166,8 +166,8 @@ class TestCard:
 
     def test_the_result_of_another_head_is_refused(self, result):
         with pytest.raises(ValueError, match="Measure the head of this folder"):
-            write_card(result, CARDS / "EAGLE3-demo-llama-7m")
+            write_card(result, CARDS / "EAGLE3-demo-llama-10m")
 
     @pytest.mark.skipif(not RECORDED.exists(), reason="no run of `make bench-tasks` is recorded")
     def test_the_card_of_the_demo_head_holds_the_recorded_run(self):
-        assert tables(load_result(RECORDED)) in (CARDS / "EAGLE3-demo-llama-7m" / "README.md").read_text()
+        assert tables(load_result(RECORDED)) in (CARDS / "EAGLE3-demo-llama-10m" / "README.md").read_text()

@@ -263,7 +263,7 @@ def test_compiled_methods_write_the_same_tokens(pair, tasks, monkeypatch):
     torch._dynamo.reset()
     config = CompileConfig(backend="eager", mode="default")
     config._compile_all_devices = True
-    monkeypatch.setattr("eagle_hf.benchmark.methods._compile_config", lambda: config)
+    monkeypatch.setattr("eagle_hf.benchmark.methods.compile_config", lambda device_type: config)
     calls = []
     monkeypatch.setattr(
         type(pair[0]), "get_compiled_call", lambda model, config: calls.append(config) or model.__call__

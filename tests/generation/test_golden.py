@@ -92,6 +92,9 @@ class ReferenceRule:
         self.steps_left = num_steps + 1  # and the prefill
         self.draft_is_broken = False
 
+    def noise_ahead(self, num_tokens):
+        return None  # the reference drafts the likeliest tokens
+
     def probs(self, logits):
         logits = TemperatureLogitsWarper(self.sampling.get("temperature", 1.0))(None, logits[None].float())
         if "top_p" in self.sampling:

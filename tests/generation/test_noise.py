@@ -40,3 +40,24 @@ def test_columns_that_no_row_needs_any_more_are_forgotten():
     for column in range(0, 300, 3):
         noise.at_nodes([column], torch.tensor([[0, 1, 2, 3]]), max_depth=3)
         assert len(noise._blocks) <= 4
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_gumbel_noise_takes_what_the_exponentials_take(batch):
+    columns, _ = plain_columns(batch, 11, 8)
+    probs = torch.rand(batch, 11, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    noise = SamplingNoise(batch, 11, torch.device("cpu"))
+    noise.gumbels([0] * batch, 2)
+    first = [2, 1, 4][:batch]
+    gumbels = noise.gumbels(first, 3)
+    for row in range(batch):
+        for column in range(3):
+            expected = (probs[row] / columns[first[row] + column][row]).argmax()
+            assert (probs[row].log() + gumbels[row, column]).argmax() == expected
+
+
+def test_an_exponential_of_zero_is_no_infinite_noise(monkeypatch):
+    noise = SamplingNoise(1, 3, torch.device("cpu"))
+    noise._blocks, noise._states = [torch.tensor([[0.0, 1.0, 2.0]])], [torch.get_rng_state()]
+    assert noise.gumbels([0], 1).isfinite().all()

@@ -14,7 +14,7 @@ from eagle_hf.publishing import write_custom_generate
 
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
-HEAD, TARGET = CARDS / "EAGLE3-demo-llama-7m", CARDS / "demo-llama-7m"
+HEAD, TARGET = CARDS / "EAGLE3-demo-llama-10m", CARDS / "demo-llama-10m"
 SECTIONS = [
     "Use",
     "Requirements",

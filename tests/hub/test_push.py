@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
-HEAD = CARDS / "EAGLE3-demo-llama-7m"
+HEAD = CARDS / "EAGLE3-demo-llama-10m"
 FILES = {".gitattributes", "README.md", "config.json", "generation_config.json", "model.safetensors"}
 
 SETUP = f"""
@@ -44,7 +44,7 @@ def test_upload_and_download(hub, client):
     assert len(hub.repositories["org/head"].commits) == 2  # the first one, and all of ours in one
     card = ModelCard(hub.files("org/head")["README.md"].decode())
     assert card.data.library_name == "eagle_hf"
-    assert card.data.base_model == "demo-llama-7m"
+    assert card.data.base_model == "demo-llama-10m"
     assert 'EagleDraftModel.from_pretrained("org/head")' in card.text
 
     assert client.run("loaded = EagleDraftModel.from_pretrained('org/head'); result = same(loaded)")
@@ -154,7 +154,7 @@ def test_custom_generate(hub, client):
     """The head works from its repository alone; the caller has never imported it."""
     client.run("draft.push_to_hub('org/custom', token=TOKEN, custom_generate=True)")
     assert {"custom_generate/generate.py", "custom_generate/requirements.txt"} <= set(hub.files("org/custom"))
-    target = str(CARDS / "demo-llama-7m")
+    target = str(CARDS / "demo-llama-10m")
     assert client.run(f"""
 target = AutoModelForCausalLM.from_pretrained({target!r}).eval()
 inputs = AutoTokenizer.from_pretrained({target!r})('def add', return_tensors='pt', return_token_type_ids=False)

@@ -131,15 +131,15 @@ class TestVerdict:
 
 class TestDemoPair:
     def test_a_wrong_residual_is_found(self, tmp_path):
-        draft = EagleDraftModel.from_pretrained(CARDS / "EAGLE3-demo-llama-7m")
+        draft = EagleDraftModel.from_pretrained(CARDS / "EAGLE3-demo-llama-10m")
         draft.config.norm_before_residual = True
         draft.save_pretrained(tmp_path)
-        inspection = inspect_head(tmp_path, CARDS / "demo-llama-7m", max_new_tokens=48)
+        inspection = inspect_head(tmp_path, CARDS / "demo-llama-10m", max_new_tokens=48)
         assert inspection.best.reading.changes == {"norm_before_residual": False}
 
     def test_the_command(self, tmp_path, capsys):
-        target = ["--target", str(CARDS / "demo-llama-7m"), "--max-new-tokens", "48", "--threads", "1"]
-        head = CARDS / "EAGLE3-demo-llama-7m"
+        target = ["--target", str(CARDS / "demo-llama-10m"), "--max-new-tokens", "48", "--threads", "1"]
+        head = CARDS / "EAGLE3-demo-llama-10m"
         assert main(["inspect", str(head), *target, "--json", str(tmp_path / "r.json")]) == 0
         printed = capsys.readouterr().out
         assert "* as published: 0." in printed

@@ -39,6 +39,7 @@ def test_speed_reports_ratios_of_equal_tokens_only(tmp_path):
         assert result[run_name]["tokens_equal"] is True
         assert result[run_name]["new_tokens"] <= 8 * len(prompts)
         assert result[run_name]["mean_acceptance_length"] >= 1
+        assert list(result[run_name]["other_methods"]) == ["eagle 15/6/4"]
 
 
 def test_lossless_counts_every_case(tmp_path):

@@ -1,5 +1,6 @@
 """The scripts that made the demo pair run from data to head, on a CPU, in small."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from eagle_hf import EagleDraftModel
 
 
 ROOT = Path(__file__).parents[2]
-TOKENIZER = ROOT / "hub_cards" / "demo-llama-7m"
+TOKENIZER = ROOT / "hub_cards" / "demo-llama-10m"
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +45,38 @@ def run(*arguments):
 def target(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("target")
     common = ["--data", data, "--tokenizer", TOKENIZER, "--output", output, "--max_steps", 2, "--batch_size", 2]
-    for stage in ("stage1", "stage2"):
+    for stage, size in (("stage1", "7.28M"), ("stage2", "10.13M")):
         printed = run("scripts/train_demo_target.py", stage, *common, "--no-compile")
-        assert "7.28M parameters" in printed
+        assert f"{size} parameters" in printed
     return output / "stage2"
 
 
 def test_the_target_is_a_llama_with_its_tokenizer(target):
-    assert AutoModelForCausalLM.from_pretrained(target).config.num_hidden_layers == 16
+    model = AutoModelForCausalLM.from_pretrained(target)
+    assert model.config.num_hidden_layers == 24
+    assert model.dtype == torch.float32
+    assert (target / "model.safetensors").stat().st_size < 21e6  # bfloat16, the tied `lm_head` once
     assert (target / "chat_template.jinja").exists()
+
+
+def test_a_target_that_has_grown_computes_what_it_did():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    spec = importlib.util.spec_from_file_location("train_demo_target", ROOT / "scripts" / "train_demo_target.py")
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script  # dataclasses look their module up
+    spec.loader.exec_module(script)
+    deeper = script.deepen(model).eval()
+    assert deeper.config.num_hidden_layers == 6
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, deeper(ids).logits)
+    deeper.lm_head.weight.data.zero_()
+    assert not deeper.model.embed_tokens.weight.any()  # still tied
 
 
 def test_the_larger_target_is_one_option_away(data, tmp_path):
@@ -77,4 +102,4 @@ def test_the_head_is_trained_by_the_commands_of_its_card(data, target, tmp_path)
     assert "draft vocabulary of 4096 tokens, which covers 100.00%" in printed
     head = EagleDraftModel.from_pretrained(tmp_path / "head")
     model = AutoModelForCausalLM.from_pretrained(target)
-    assert head.config.resolve_feature_layer_ids(model.config.num_hidden_layers) == [2, 8, 13]
+    assert head.config.resolve_feature_layer_ids(model.config.num_hidden_layers) == [2, 12, 21]

@@ -76,8 +76,13 @@ def make_methods(
         options = DraftOptions(num_assistant_tokens=nodes, draft_depth=depth, draft_width=width)
         methods.append(_eagle(f"{EAGLE} {nodes}/{depth}/{width}", options, tree))
     if compiles:
-        facts = {"cache_implementation": "static", "compile_mode": _compile_config().mode}
-        compiled = {"cache_implementation": "static", "compile_config": _compile_config()}
+        config = compile_config(draft.device.type)
+        facts = {
+            "cache_implementation": "static",
+            "compile_mode": config.mode,
+            "compile_options": config.options,
+        }
+        compiled = {"cache_implementation": "static", "compile_config": config}
         eagle = _eagle(COMPILED_EAGLE, own, None)
         methods.append(Method(COMPILED_PLAIN, compiled, facts=facts))
         methods.append(replace(eagle, options=compiled, facts=eagle.facts | facts))
@@ -89,9 +94,16 @@ def make_methods(
     return methods
 
 
-def _compile_config() -> CompileConfig:
-    """How to compile, on every device: on a CPU, plain `generate` does so on this private request only."""
-    config = CompileConfig(mode="default")
+def compile_config(device_type: str) -> CompileConfig:
+    """
+    How to compile on a kind of device. On a CPU, plain `generate` compiles on this private request only, and the calls
+    between the kernels are compiled too (`cpp_wrapper`): in Python they take as long as the kernels of small models.
+    """
+    config = (
+        CompileConfig(mode=None, options={"cpp_wrapper": True})
+        if device_type == "cpu"
+        else CompileConfig(mode="default")
+    )
     config._compile_all_devices = True
     return config
 

@@ -10,7 +10,7 @@ from .figures import speed_line
 from .pair import Pair
 
 
-TARGET, DRAFT = "demo-llama-7m", "EAGLE3-demo-llama-7m"
+TARGET, DRAFT = "demo-llama-10m", "EAGLE3-demo-llama-10m"
 PROMPTS = (
     "Write a function to find the sum of squares of all numbers in a list.\nUse Python.",
     "Tom has 12 apples. He buys 3 bags with 8 apples each and gives 10 apples away. How many apples does he have now?",

@@ -99,7 +99,7 @@ def eagle_decoding(
                 target.idle(sequences.newest())
                 continue
             open_rows = sequences.open_rows()
-            tree = proposals.next_tree(open_rows)
+            tree = proposals.next_tree(open_rows, selector.noise_ahead)
             paths = selector.select(tree, target.verify(tree))
             history.add(tree, paths, open_rows)
             features = target.keep(paths)

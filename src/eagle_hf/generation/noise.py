@@ -54,6 +54,21 @@ class SamplingNoise:
         # Selecting whole rows copies them; indexing would go through every number.
         return torch.cat(self._blocks).index_select(0, rows.flatten()).view(*depths.shape, vocab_size)
 
+    def gumbels(self, first_columns: list[int], num_columns: int) -> torch.Tensor:
+        """
+        The same numbers as Gumbel noise, for drafts of the next columns: sampling takes the largest `log p + noise`.
+
+        Args:
+            first_columns (`list[int]` of length `batch_size`): New column that the next token of each row goes to.
+            num_columns (`int`): Columns of each row.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_columns, vocab_size)`
+        """
+        offsets = torch.arange(num_columns, device=self.device).expand(len(first_columns), -1)
+        exponentials = self.at_nodes(first_columns, offsets, num_columns - 1)
+        return -exponentials.clamp(min=torch.finfo(exponentials.dtype).tiny).log()
+
     def _forget(self, column: int) -> None:
         del self._blocks[: column - self._first]
         self._first = column

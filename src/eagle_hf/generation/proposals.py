@@ -1,9 +1,10 @@
 """Where the trees of a call come from: the draft head and, on request, what followed the newest tokens before."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from ..coupling import Noise
 from ..draft_options import DraftOptions
 from ..drafting import Drafter
 from ..modeling_eagle import EagleDraftModel
@@ -30,6 +31,7 @@ class Proposals:
     ):
         model = target.model
         self._draft, self._target, self._sequences = draft, target, sequences
+        self._is_coupled = options.draft_coupling
         embed_tokens, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
         if synced_gpus:  # ranks draft on their own, without waiting for the others
             embed_tokens, lm_head = whole(embed_tokens), whole(lm_head)
@@ -49,15 +51,16 @@ class Proposals:
         following = self._sequences.ids[:, -prompt.seq_len :]
         self.drafter.read_prompt(prompt.states, following, prompt.positions, prompt.mask)
 
-    def next_tree(self, open_rows: list[int]) -> DraftTree:
+    def next_tree(self, open_rows: list[int], noise_ahead: Callable[[int], Noise | None]) -> DraftTree:
         """
         The trees of the next step.
 
         Args:
             open_rows (`list[int]`): Rows that still get tokens of their own.
+            noise_ahead (`Callable`): The noise that so many next tokens are going to be sampled with, if any.
         """
         max_depth = self._target.clamp_depth(self._sequences.max_draft_depth())
-        tree = self.drafter.grow(self._sequences.newest(), max_depth)
+        tree = self.drafter.grow(self._sequences.newest(), max_depth, noise_ahead if self._is_coupled else None)
         if self._retrieval is not None and not self.drafter.sizing.is_measuring:
             tree = self._retrieval.add_to(tree, self._sequences.new_tokens, open_rows, max_depth)
             self.drafter.sizing.verifies(tree)

@@ -16,9 +16,10 @@ from abc import ABC, abstractmethod
 import torch
 from transformers import GenerationConfig
 from transformers.generation import logits_process
-from transformers.generation.logits_process import LogitsProcessorList
+from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper
 from transformers.utils import logging
 
+from ..coupling import Noise
 from ..tree import DraftTree
 from ..verification import accepted_path, choose_greedy, choose_sampled
 from .noise import SamplingNoise
@@ -90,6 +91,8 @@ class Selector(ABC):
         self.processors = processors
         self.records = records
         self.draft_is_broken = False
+        temperatures = [float(p.temperature) for p in processors if type(p) is TemperatureLogitsWarper]
+        self.temperature = temperatures[0] if temperatures else 1.0
 
     @abstractmethod
     def select(self, tree: DraftTree, logits: torch.Tensor) -> list[list[int]]:
@@ -104,6 +107,16 @@ class Selector(ABC):
         Returns:
             `list[list[int]]`: Per row the nodes to keep in the cache, the root first.
         """
+
+    @abstractmethod
+    def noise_ahead(self, num_tokens: int) -> Noise | None:
+        """
+        The noise that the next tokens of every row are going to be sampled with; `None` in greedy decoding. Of the
+        processors, drafts follow the temperature only: others take away tokens that are hardly drafted anyway.
+        """
+
+    def _with_temperature(self, gumbels: torch.Tensor) -> Noise:
+        return gumbels, gumbels.new_tensor(1 / self.temperature)
 
     @abstractmethod
     def finish(self) -> None:
@@ -184,6 +197,12 @@ class NodeSelector(Selector):
         slowest = min(c for c, done in zip(columns, self.sequences.finished, strict=True) if not done)
         return [slowest if done else c for c, done in zip(columns, self.sequences.finished, strict=True)]
 
+    def noise_ahead(self, num_tokens: int) -> Noise | None:
+        """See [`Selector.noise_ahead`]."""
+        if self.noise is None:
+            return None
+        return self._with_temperature(self.noise.gumbels(self._first_columns(), num_tokens))
+
     def _process(self, logits: torch.Tensor) -> torch.Tensor:
         if not self.processors and self.noise is None and not self.records.is_wanted:
             return logits  # only their order matters
@@ -219,22 +238,12 @@ class NodeSelector(Selector):
             self.noise.rewind(max(self.sequences.lengths) - self.sequences.prompt_len)
 
 
-class PathSelector(Selector):
+class PathSelector(NodeSelector):
     """
-    Chooses along the accepted path of a single row.
-
-    Args:
-        sequences ([`Sequences`]): Get the chosen tokens.
-        processors ([`~transformers.LogitsProcessorList`]): Prefix-free processors.
-        records ([`Records`]): Get scores and logits.
-        do_sample (`bool`): Whether to sample.
-    """
+    Chooses along the accepted path of a single row. Arguments as in [`NodeSelector`].
+    """  # noqa: D200
 
     DEVICES = ("cpu",)  # where reading a token does not wait for anything
-
-    def __init__(self, sequences: Sequences, processors: LogitsProcessorList, records: Records, do_sample: bool):
-        super().__init__(sequences, processors, records)
-        self.do_sample = do_sample
 
     def select(self, tree: DraftTree, logits: torch.Tensor) -> list[list[int]]:
         """See [`Selector.select`]."""
@@ -244,28 +253,23 @@ class PathSelector(Selector):
         next_node: int | None = 0
         while next_node is not None and not self.sequences.done:
             path.append(next_node)
-            token = self._next_token(logits[:, next_node])
+            token = self._next_token(logits[:, next_node : next_node + 1])
             self.sequences.append_rows([[token]])
             next_node = child.get((next_node, token))
         return [path]
 
     def _next_token(self, logits: torch.Tensor) -> int:
-        """The token after one node, from logits of shape `(1, vocab_size)`."""
-        if not (self.processors or self.do_sample or self.records.is_wanted):
-            return int(choose_greedy(logits))  # only their order matters
-        logits = logits.to(copy=True, dtype=torch.float32)
-        # Prefix-free processors get no prefix: one that reads it fails instead of seeing a wrong one.
-        scores = self.processors(None, logits)
-        self.records.add_column(scores, logits)
-        if not self.do_sample:
+        """The token after one node, from logits of shape `(1, 1, vocab_size)`."""
+        scores = self._process(logits)
+        if self.records.is_wanted:
+            self.records.add_column(scores[0], logits[0].to(copy=True, dtype=torch.float32))
+        if self.noise is None:
             return int(choose_greedy(scores))
-        probs = scores.softmax(dim=-1)
-        if probs[0, 0].isnan():  # softmax makes all of a row NaN, or nothing
+        depth = torch.zeros(1, 1, dtype=torch.long)
+        token = int(choose_sampled(scores, self.noise.at_nodes(self._first_columns(), depth, 0)))
+        if token < 0:
             raise self._nan_error(0)
-        return int(torch.multinomial(probs, num_samples=1))
-
-    def finish(self) -> None:
-        """Nothing to do: the random numbers were drawn as plain `generate` draws them."""
+        return token
 
 
 class TokenSelector(Selector):
@@ -277,11 +281,20 @@ class TokenSelector(Selector):
         processors ([`~transformers.LogitsProcessorList`]): Any processors.
         records ([`Records`]): Get scores and logits.
         do_sample (`bool`): Whether to sample.
+        vocab_size (`int`): Tokens of the target.
     """
 
-    def __init__(self, sequences: Sequences, processors: LogitsProcessorList, records: Records, do_sample: bool):
+    def __init__(
+        self,
+        sequences: Sequences,
+        processors: LogitsProcessorList,
+        records: Records,
+        do_sample: bool,
+        vocab_size: int,
+    ):
         super().__init__(sequences, processors, records)
         self.do_sample = do_sample
+        self.vocab_size = vocab_size
 
     def select(self, tree: DraftTree, logits: torch.Tensor) -> list[list[int]]:
         """See [`Selector.select`]."""
@@ -319,6 +332,16 @@ class TokenSelector(Selector):
         self.sequences.append_column(tokens, self.records.scores)
         return tokens.tolist()
 
+    def noise_ahead(self, num_tokens: int) -> Noise | None:
+        """See [`Selector.noise_ahead`]. Here a look ahead only: the numbers are drawn again, token by token."""
+        device = self.sequences.ids.device
+        if not self.do_sample or device.type not in SamplingNoise.DEVICES:
+            return None
+        noise = SamplingNoise(self.sequences.batch_size, self.vocab_size, device)
+        gumbels = noise.gumbels([0] * self.sequences.batch_size, num_tokens)
+        noise.rewind(0)
+        return self._with_temperature(gumbels)
+
     def finish(self) -> None:
         """Nothing to do: the random numbers were drawn as plain `generate` draws them."""
 
@@ -341,10 +364,10 @@ def make_selector(
     """
     do_sample, device = bool(generation_config.do_sample), logits.device
     is_prefix_free = all(type(processor) in PREFIX_FREE_PROCESSORS for processor in processors)
-    if is_prefix_free and sequences.stops_row_wise:
-        if sequences.batch_size == 1 and device.type in PathSelector.DEVICES:
-            return PathSelector(sequences, processors, records, do_sample)
-        is_known_device = not do_sample or device.type in SamplingNoise.DEVICES
-        if is_known_device and (sequences.batch_size == 1 or rows_may_run_ahead):
-            return NodeSelector(sequences, processors, records, do_sample, logits.shape[-1], device)
-    return TokenSelector(sequences, processors, records, do_sample)
+    is_known_device = not do_sample or device.type in SamplingNoise.DEVICES
+    is_single = sequences.batch_size == 1
+    vocab_size = logits.shape[-1]
+    if is_prefix_free and is_known_device and sequences.stops_row_wise and (is_single or rows_may_run_ahead):
+        kind = PathSelector if is_single and device.type in PathSelector.DEVICES else NodeSelector
+        return kind(sequences, processors, records, do_sample, vocab_size, device)
+    return TokenSelector(sequences, processors, records, do_sample, vocab_size)

@@ -165,7 +165,7 @@ def inspect_head(
     ```python
     >>> import eagle_hf
 
-    >>> print(eagle_hf.inspect_head("hub_cards/EAGLE3-demo-llama-7m", "hub_cards/demo-llama-7m"))  # doctest: +SKIP
+    >>> print(eagle_hf.inspect_head("hub_cards/EAGLE3-demo-llama-10m", "hub_cards/demo-llama-10m"))  # doctest: +SKIP
     ```
     """
     draft, facts = read_facts(repo, **hub_kwargs)

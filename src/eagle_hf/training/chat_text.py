@@ -74,7 +74,7 @@ class ChatText:
     >>> from transformers import AutoTokenizer
     >>> from eagle_hf.training import ChatText
 
-    >>> chat_text = ChatText(AutoTokenizer.from_pretrained("hub_cards/demo-llama-7m"))
+    >>> chat_text = ChatText(AutoTokenizer.from_pretrained("hub_cards/demo-llama-10m"))
     >>> row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
     >>> sample = chat_text(row)[0]
     >>> trained = [token for token, mask in zip(sample["input_ids"], sample["loss_mask"]) if mask]
