@@ -6,15 +6,16 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
+from ..draft_options import DraftOptions
 from .figures import speed_line
 from .pair import Pair
 
 
 TARGET, DRAFT = "demo-llama-10m", "EAGLE3-demo-llama-10m"
 PROMPTS = (
-    "Write a function to find the sum of squares of all numbers in a list.\nUse Python.",
+    "Write a function to find the sum of all numbers in a list.\nUse Python.",
     "Tom has 12 apples. He buys 3 bags with 8 apples each and gives 10 apples away. How many apples does he have now?",
-    "What is a good way to learn to play the guitar?",
+    "What is the capital of France?",
 )
 
 
@@ -76,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     console.print(
         "A draft tree, with the probability that the draft gives to each path; ✓ marks what the target accepted."
     )
-    deepest = max((run.deepest_step() for run in eagle_runs), key=lambda step: len(step[1]) if step else 0)
+    depth = DraftOptions.from_generation_config(pair.draft.generation_config).max_depth
+    deepest = max((run.deepest_step(depth) for run in eagle_runs), key=lambda step: len(step[1]) if step else 0)
     if deepest is not None:
         console.print(draw_tree(deepest[0], pair.tokenizer, deepest[1]))
     equal = all(plain.tokens == eagle.tokens for plain, eagle in zip(plain_runs, eagle_runs, strict=True))

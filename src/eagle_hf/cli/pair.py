@@ -41,12 +41,18 @@ class Run:
         lengths = self.output.acceptance_lengths if self.output is not None else None
         return lengths[0] if lengths else []
 
-    def deepest_step(self) -> tuple[DraftTree, list[int]] | None:
-        """The draft tree whose accepted path was longest, and this path; `None` if no trees were returned."""
+    def deepest_step(self, max_depth: int | None = None) -> tuple[DraftTree, list[int]] | None:
+        """
+        The draft tree whose accepted path was longest, and this path; `None` if no trees were returned.
+
+        Args:
+            max_depth (`int`, *optional*): Rather one that is no deeper, as those with looked-up paths are.
+        """
         trees = self.output.draft_trees if self.output is not None else None
         if not trees:
             return None
-        tree, paths = max(trees, key=lambda step: len(step[1][0]))
+        drawn = [step for step in trees if max_depth is None or step[0].max_depth <= max_depth]
+        tree, paths = max(drawn or trees, key=lambda step: len(step[1][0]))
         return tree, paths[0]
 
 
