@@ -1,6 +1,7 @@
 """Sampled text drafted with its own random numbers: the same text, the same generator, more of it accepted."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +14,13 @@ from eagle_hf import EagleDraftModel
 from eagle_hf.generation.selection import PathSelector, TokenSelector
 
 
-CARDS = "hub_cards"
+CARDS = Path(__file__).parents[2] / "hub_cards"
 
 
 @functools.cache
 def demo_pair():
-    target = AutoModelForCausalLM.from_pretrained(f"{CARDS}/demo-llama-10m")
-    return target, EagleDraftModel.from_pretrained(f"{CARDS}/EAGLE3-demo-llama-10m")
+    target = AutoModelForCausalLM.from_pretrained(CARDS / "demo-llama-10m")
+    return target, EagleDraftModel.from_pretrained(CARDS / "EAGLE3-demo-llama-10m")
 
 
 PROMPT = torch.tensor([[1, 520, 884, 300, 17, 2090, 411]])

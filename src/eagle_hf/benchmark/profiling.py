@@ -46,6 +46,7 @@ CALLS: tuple[tuple[str, type, str], ...] = (
     ("draft", CompiledDraftNetwork, "step"),
     ("draft", CompiledDraftNetwork, "expand"),
     ("draft", CompiledDraftNetwork, "grow"),
+    ("draft", CompiledDraftNetwork, "read_and_grow"),
     ("verify", Target, "verify"),
     ("walk", NodeSelector, "select"),
     ("walk", PathSelector, "select"),
