@@ -158,14 +158,13 @@ class Measuring:
         return turn | (self._metrics(ids, temperature, seed) if self.settings.metrics else {})
 
     def _generate(self, method: Method, ids: torch.Tensor, temperature: float, seed: int) -> tuple[float, Any, int]:
-        options = {"max_new_tokens": self.settings.max_new_tokens, **self.settings.sampling(temperature)}
+        sampling = self.settings.sampling(temperature)
+        options = {"max_new_tokens": self.settings.max_new_tokens, **sampling, **method.options}
+        options["draft"] = options.pop("assistant_model", None)
         before = self.draft.generation_config
         if method.draft_config is not None:
             self.draft.generation_config = method.draft_config
             options["draft"] = self.draft
-        else:
-            options |= method.options
-            options["draft"] = options.pop("assistant_model", None)
         try:
             with count_forwards(self.target) as count:
                 seconds, output = timed(self.target, ids, seed=seed, **options)
