@@ -1,14 +1,17 @@
 """The head in fixed shapes: levels of a tree, or whole trees, compiled once and run in every step."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import Cache, CompileConfig
 from transformers.cache_utils import StaticLayer
 
 from .attention import Rotary
+from .compiling import compiled, depends_on, state_of
 from .coupling import Noise, at_levels
 from .draft_network import DraftNetwork, _step, expand, top_children
 from .dynamic_tree import grow_dynamic_tree
@@ -51,9 +54,11 @@ class CompiledDraftNetwork(DraftNetwork):
         self.num_columns = self.first_guess + max(max_guesses, max_new)  # unused rows reach beyond the text's end
         self.max_new = max_new
         self.cache = Cache(layers=[StaticLayer(max_cache_len=self.num_columns) for _ in draft.layers])
-        self._expand = compiled(draft, expand, compile_config)
-        self._grow = compiled(draft, _grow, compile_config)
-        self._read_and_grow = compiled(draft, _read_and_grow, compile_config)
+        modules = (draft, *(part for part in (embed_tokens, lm_head) if isinstance(part, nn.Module)))
+        state = state_of(*modules)
+        self._expand = partial(compiled(draft, _expand, compile_config), state)
+        self._grow = partial(compiled(draft, _grow, compile_config), state)
+        self._read_and_grow = partial(compiled(draft, _read_and_grow, compile_config), state)
 
     @staticmethod
     def supports(draft: EagleDraftModel) -> bool:
@@ -234,7 +239,13 @@ class TracedLevels:
         )  # fmt: skip
 
 
+def _expand(state: str, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    depends_on(state)
+    return expand(*args)
+
+
 def _grow(
+    state: str,
     draft: EagleDraftModel,
     embed_tokens: Callable,
     compute_logits: Callable,
@@ -251,6 +262,7 @@ def _grow(
     num_nodes: int,
     num_columns: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    depends_on(state)
     levels = TracedLevels(
         draft, embed_tokens, compute_logits, cache, visible, (cos, sin), target_ids, noise, num_columns
     )
@@ -259,6 +271,7 @@ def _grow(
 
 
 def _read_and_grow(
+    state: str,
     draft: EagleDraftModel,
     embed_tokens: Callable,
     compute_logits: Callable,
@@ -291,9 +304,10 @@ def _read_and_grow(
         layer.cumulative_length.fill_(first_guess)
     levels = new_len + new_rows.new_tensor(range(depth))
     return _grow(
-        draft, embed_tokens, compute_logits, cache, tokens.index_select(1, last)[0], hidden.index_select(1, last),
-        mask.index_select(0, last)[None, :, :first_guess], cos.index_select(2, levels), sin.index_select(2, levels),
-        target_ids, noise, width, depth, num_nodes, num_columns,
+        state, draft, embed_tokens, compute_logits, cache, tokens.index_select(1, last)[0],
+        hidden.index_select(1, last), mask.index_select(0, last)[None, :, :first_guess],
+        cos.index_select(2, levels), sin.index_select(2, levels), target_ids, noise, width, depth, num_nodes,
+        num_columns,
     )  # fmt: skip
 
 
@@ -306,14 +320,3 @@ def _kept_tree(grown: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tens
 def _kept(outputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     """Outputs that stay: CUDA graphs write those of every replay to the same place."""
     return outputs if outputs[0].device.type == "cpu" else tuple(output.clone() for output in outputs)
-
-
-def compiled(draft: EagleDraftModel, function: Callable, config: CompileConfig) -> Callable[..., Any]:
-    """A function, compiled once per head and way of compiling: a new wrapper would compile it again."""
-    known = draft.__dict__.setdefault("_compiled_functions", {})
-    if known.get("config") != config:
-        known.clear()
-        known["config"] = config
-    if function not in known:
-        known[function] = torch.compile(function, **config.to_dict())
-    return known[function]

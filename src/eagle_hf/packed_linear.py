@@ -1,4 +1,4 @@
-"""Linear layers in drafting: those that read the same input in one matrix product, and few rows at a time."""
+"""Linear layers in drafting: those that read the same input in one matrix product, and large ones faster on CPUs."""
 
 import torch
 import torch.nn.functional as F
@@ -59,18 +59,29 @@ class PackedLinear:
 
 def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """
-    `torch.nn.functional.linear` without gradients. A level of a draft tree has few rows, and for these the product with
-    the weight on the left takes about half the time on a CPU; see docs/performance.md.
+    `torch.nn.functional.linear` without gradients. On a CPU it multiplies large float32 weights with oneDNN, as it does
+    in lower precision anyway, where `torch` asks MKL: that takes half the time or less on processors that are not
+    Intel's, most of all for the few rows of a tree's level; see docs/performance.md.
 
     Args:
         inputs (`torch.Tensor` of shape `(..., in_features)`): The rows.
         weight (`torch.Tensor` of shape `(out_features, in_features)`): The weight.
         bias (`torch.Tensor` of shape `(out_features,)`, *optional*): The bias.
     """
-    rows = inputs.flatten(0, -2)
-    if inputs.device.type != "cpu" or not 1 < len(rows) <= _FEW_ROWS or bias is not None:
-        return F.linear(inputs, weight, bias)
-    return (weight @ rows.t()).t().reshape(*inputs.shape[:-1], -1)
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= _LARGE:
+        if not torch.compiler.is_compiling():
+            return (
+                _onednn_linear(inputs, weight, bias, "none", [], "") if _HAS_ONEDNN else F.linear(inputs, weight, bias)
+            )
+        rows = inputs.flatten(0, -2)
+        if 1 < len(rows) <= _FEW_ROWS and bias is None:  # MKL is faster with the weight on the left
+            return (weight @ rows.t()).t().reshape(*inputs.shape[:-1], -1)
+    return F.linear(inputs, weight, bias)
 
 
+_LARGE = 2**18  # elements; below, finding oneDNN's kernel costs more than it saves
 _FEW_ROWS = 8
+# What compiled models with frozen weights call for linear layers on a CPU, and only those may: for others it cannot be
+# compiled. There is no public way to choose between the libraries.
+_onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and _onednn_linear is not None

@@ -1,6 +1,7 @@
 """Measuring one prompt: every method on it, in turns, and what its texts and trees say."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -166,7 +167,7 @@ class Measuring:
             self.draft.generation_config = method.draft_config
             options["draft"] = self.draft
         try:
-            with count_forwards(self.target) as count:
+            with nullcontext([0]) if method.is_eagle else count_forwards(self.target) as count:
                 seconds, output = timed(self.target, ids, seed=seed, **options)
         finally:
             self.draft.generation_config = before

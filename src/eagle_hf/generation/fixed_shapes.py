@@ -11,11 +11,13 @@ a b c d e f ...                    (max_length - 1)  | r0 n1 n2 |
 """
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from transformers import Cache, CompileConfig, GenerationConfig, PreTrainedModel, StaticCache
 
+from ..compiling import changes_itself, compiled, depends_on, state_of
 from ..kv_cache import capacity, round_up
 
 
@@ -62,4 +64,12 @@ def compiled_call(
         generation_config.compile_config._compile_all_devices = True
     if not model._valid_auto_compile_criteria(model_kwargs, generation_config):
         return None
-    return model.get_compiled_call(config)
+    plain_call = model.get_compiled_call(config)
+    if plain_call == model.__call__ or changes_itself(model):
+        return plain_call
+    return functools.partial(compiled(model, _forward, config or CompileConfig()), state_of(model), model)
+
+
+def _forward(state: str, model: PreTrainedModel, **inputs: Any) -> Any:
+    depends_on(state)
+    return model(**inputs)

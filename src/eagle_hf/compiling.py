@@ -1,0 +1,101 @@
+"""
+Compiling what runs in every step, without asking in every step whether the modules are still the same.
+
+`torch.compile` guards every attribute of every module that a graph has read, and checks these guards before each call:
+for a target of 24 layers more than a millisecond, a tenth of its forward. Here modules are looked over once per
+`generate` call instead. What was seen is an argument of the compiled functions, a string, and guarded as such: a module
+that has changed gets a graph of its own.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CompileConfig, PreTrainedConfig
+
+
+def compiled(owner: nn.Module, function: Callable, config: CompileConfig) -> Callable[..., Any]:
+    """
+    A function compiled once per owner and way of compiling, without guards of modules.
+
+    Args:
+        owner (`torch.nn.Module`): Keeps the compiled functions: a new wrapper would compile them again.
+        function (`Callable`): Takes what [`state_of`] says of its modules, and calls [`depends_on`] with it.
+        config ([`~transformers.CompileConfig`]): How to compile.
+    """
+    known = owner.__dict__.setdefault("_compiled_functions", {})
+    if known.get("config") != config:
+        known.clear()
+        known["config"] = config
+    if function not in known:
+        known[function] = _compile(function, config)
+    return known[function]
+
+
+def _compile(function: Callable, config: CompileConfig) -> Callable[..., Any]:
+    arguments = config.to_dict()
+    options, mode = dict(arguments["options"] or {}), arguments["mode"]
+    has_mode = mode not in (None, "default")
+    guard_filter = getattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe", None)  # since PyTorch 2.8
+    if guard_filter is None or (has_mode and config.backend != "inductor"):
+        return torch.compile(function, **arguments)
+    if has_mode:  # a set of options, and excludes further ones
+        options |= torch._inductor.list_mode_options(mode, arguments["dynamic"])
+    return torch.compile(function, **arguments | {"options": options | {"guard_filter_fn": guard_filter}, "mode": None})
+
+
+def changes_itself(module: nn.Module) -> bool:
+    """Whether forwards of a module change it, so that its graphs have to be guarded: rotary frequencies may grow."""
+    kinds = [str(getattr(part, "rope_type", "")) for part in module.modules()]  # a name, or one by kind of layer
+    return any("dynamic" in kind or "longrope" in kind for kind in kinds)
+
+
+def depends_on(state: str) -> None:
+    """Make a graph one of this state: what a function does not read, its graphs are not guarded by."""
+    if not state:
+        raise ValueError("A compiled function was not told the state of its modules (`state_of`).")
+
+
+def state_of(*modules: nn.Module) -> str:
+    """
+    What graphs of these modules depend on besides inputs and the values of parameters: their attributes, those of
+    their configurations, kinds and shapes of tensors, hooks. Equal strings stand for equal states.
+    """
+    seen: dict[int, int] = {}
+    state = [
+        (name, id(type(module)), _describe(vars(module), seen))
+        for root in modules
+        for name, module in root.named_modules(remove_duplicate=False)
+    ]
+    return hashlib.sha256(repr(state).encode()).hexdigest()
+
+
+# Where `transformers` and this library keep their compiled functions.
+_OWN = ("_compiled_call", "_last_compile_config", "_compiled_functions")
+
+
+def _describe(value: Any, seen: dict[int, int]) -> Any:
+    if value is None or isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, torch.Tensor):
+        return type(value).__name__, value.dtype, value.device, value.shape, value.stride(), value.requires_grad
+    if isinstance(value, dict):
+        return [
+            (key, _describe(entry, seen))
+            for key, entry in value.items()
+            if key not in _OWN and not (isinstance(entry, dict) and not entry)  # modules have many without an entry
+        ]
+    if isinstance(value, (list, tuple, set)):
+        return [_describe(entry, seen) for entry in value]
+    if isinstance(value, PreTrainedConfig):
+        if id(value) in seen:  # most modules hold the same one
+            return seen[id(value)]
+        seen[id(value)] = len(seen)
+        return seen[id(value)], _describe(vars(value), seen)
+    # Modules are described on their own; functions are what they are. Other objects are taken not to change.
+    return type(value).__name__, id(value) if callable(value) else None
+
+
+_PLAIN = (bool, int, float, str, torch.dtype, torch.device)
