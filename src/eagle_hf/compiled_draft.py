@@ -54,8 +54,7 @@ class CompiledDraftNetwork(DraftNetwork):
         self.num_columns = self.first_guess + max(max_guesses, max_new)  # unused rows reach beyond the text's end
         self.max_new = max_new
         self.cache = Cache(layers=[StaticLayer(max_cache_len=self.num_columns) for _ in draft.layers])
-        modules = (draft, *(part for part in (embed_tokens, lm_head) if isinstance(part, nn.Module)))
-        state = state_of(*modules)
+        state = state_of(draft, *(part for part in (embed_tokens, lm_head) if isinstance(part, nn.Module)))
         self._expand = partial(compiled(draft, _expand, compile_config), state)
         self._grow = partial(compiled(draft, _grow, compile_config), state)
         self._read_and_grow = partial(compiled(draft, _read_and_grow, compile_config), state)

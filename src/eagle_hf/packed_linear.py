@@ -68,20 +68,24 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         weight (`torch.Tensor` of shape `(out_features, in_features)`): The weight.
         bias (`torch.Tensor` of shape `(out_features,)`, *optional*): The bias.
     """
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= _LARGE:
-        if not torch.compiler.is_compiling():
-            return (
-                _onednn_linear(inputs, weight, bias, "none", [], "") if _HAS_ONEDNN else F.linear(inputs, weight, bias)
-            )
-        rows = inputs.flatten(0, -2)
-        if 1 < len(rows) <= _FEW_ROWS and bias is None:  # MKL is faster with the weight on the left
-            return (weight @ rows.t()).t().reshape(*inputs.shape[:-1], -1)
-    return F.linear(inputs, weight, bias)
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.numel() < _LARGE:
+        return F.linear(inputs, weight, bias)
+    if not torch.compiler.is_compiling():
+        return _onednn_linear(inputs, weight, bias)
+    rows = inputs.flatten(0, -2)
+    if not 1 < len(rows) <= _FEW_ROWS or bias is not None:
+        return F.linear(inputs, weight, bias)
+    return (weight @ rows.t()).t().reshape(*inputs.shape[:-1], -1)  # MKL is faster with the weight on the left
 
 
 _LARGE = 2**18  # elements; below, finding oneDNN's kernel costs more than it saves
 _FEW_ROWS = 8
-# What compiled models with frozen weights call for linear layers on a CPU, and only those may: for others it cannot be
-# compiled. There is no public way to choose between the libraries.
-_onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and _onednn_linear is not None
+# What compiled models with frozen weights call for linear layers on a CPU. It can be compiled for these only, and there
+# is no public way to choose between the libraries.
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _onednn_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    if not _HAS_ONEDNN:
+        return F.linear(inputs, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
