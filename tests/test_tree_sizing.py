@@ -65,6 +65,25 @@ def test_costs_are_those_of_the_machine():
     assert costs.predict((1, 1, 4, 10)) == pytest.approx(PLAIN + LEARN + DRAFT + 4 * LEVEL + 10 * NODE, rel=0.02)
 
 
+def test_steps_that_compile_are_soon_forgotten(monkeypatch):
+    """The first plain step and the first drafted one compile their graphs, which takes thousands of times as long."""
+    machine, sizing, durations = Machine(monkeypatch, accept=0.8), TreeSizing(), {"plain": 40.0, "drafted": 30.0}
+    end_step = sizing.end_step
+
+    def end_late(tokens):
+        machine.now += durations.pop("drafted" if sizing._parts and any(sizing._parts) else "plain", 0)
+        end_step(tokens)
+
+    monkeypatch.setattr(sizing, "end_step", end_late)
+    machine.run(sizing, 20, confidence=0.8)
+    assert not durations
+    seconds, tokens, learned = machine.run(sizing, 100, confidence=0.8)
+    assert learned == 100
+    assert tokens / seconds > 1.5 / PLAIN
+    assert sizing.costs.extra == pytest.approx([LEARN, DRAFT, LEVEL, NODE], rel=0.5)
+    assert sizing.seconds_per_token == pytest.approx(seconds / tokens, rel=0.3)
+
+
 def test_a_good_draft_is_used_in_every_step_and_pays(monkeypatch):
     seconds, tokens, learned = Machine(monkeypatch, accept=0.8, noise=0.2).run(TreeSizing(), 200, confidence=0.8)
     assert learned >= 195

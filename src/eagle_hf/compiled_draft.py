@@ -101,13 +101,14 @@ class CompiledDraftNetwork(DraftNetwork):
         """See [`DraftNetwork.expand`]."""
         self.num_forwards += 1
         fixed_mask = self._fixed(mask, tokens.shape[1])
+        noise = None if noise is None else (noise[0].contiguous(), noise[1])
         hidden, scores, ids = _kept(
             self._expand(
                 self.draft,
                 self.embed_tokens,
                 self.compute_logits,
                 self.cache,
-                hidden,
+                hidden.contiguous(),  # graphs tell views from others
                 tokens,
                 rotary,
                 fixed_mask,
@@ -177,7 +178,7 @@ class CompiledDraftNetwork(DraftNetwork):
         return _kept_tree(
             self._read_and_grow(
                 self.draft, self.embed_tokens, self.compute_logits, self.cache, F.pad(features, (0, 0, 0, unused)),
-                F.pad(tokens, (0, unused)), torch.tensor([past_len, new_len], device=tokens.device),
+                F.pad(tokens.contiguous(), (0, unused)), torch.tensor([past_len, new_len], device=tokens.device),
                 self.up_to_guesses(visible), *rotary, target_ids, noise, width, depth, num_nodes, self.num_columns,
             )
         )  # fmt: skip

@@ -72,8 +72,8 @@ def state_of(*modules: nn.Module) -> str:
     return hashlib.sha256(repr(state).encode()).hexdigest()
 
 
-# Where `transformers` and this library keep their compiled functions.
-_OWN = ("_compiled_call", "_last_compile_config", "_compiled_functions")
+# What `generate` and this library note for themselves; no forward reads it.
+_OWN = ("_compiled_call", "_last_compile_config", "_previous_max_cache_length", "_compiled_functions")
 
 
 def _describe(value: Any, seen: dict[int, int]) -> Any:

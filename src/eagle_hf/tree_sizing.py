@@ -103,8 +103,8 @@ class StepCosts:
         """Learn from a step."""
         if not any(parts):
             self.plain_steps.append(seconds)
-            if self.extra:
-                return  # a plain step says nothing about the others
+            if self._gram.any():
+                return  # a plain step says nothing about the others, unless all that is known of them follows from it
         else:
             x = torch.tensor(parts, dtype=torch.float64)
             self._gram = self._FADING * self._gram + torch.outer(x, x)
@@ -227,8 +227,9 @@ class TreeSizing:
         if self.costs.extra:
             seconds = min(seconds, 2 * self.costs.predict(parts))  # something else took the processor
         self.costs.observe(parts, seconds)
-        self._seconds = 0.95 * self._seconds + seconds
-        self._tokens = 0.95 * self._tokens + tokens
+        if len(self.costs.plain_steps) >= self._FIRST_PLAIN_STEPS:  # the very first step may have compiled its graph
+            self._seconds = 0.95 * self._seconds + seconds
+            self._tokens = 0.95 * self._tokens + tokens
         if not parts[0]:
             self.num_plain_steps += 1
             return

@@ -11,7 +11,6 @@ a b c d e f ...                    (max_length - 1)  | r0 n1 n2 |
 """
 
 import copy
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +66,31 @@ def compiled_call(
     plain_call = model.get_compiled_call(config)
     if plain_call == model.__call__ or changes_itself(model):
         return plain_call
-    return functools.partial(compiled(model, _forward, config or CompileConfig()), state_of(model), model)
+    return CompiledForward(model, config or CompileConfig())
+
+
+class CompiledForward:
+    """
+    The target's forward, compiled without guards of its modules.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The target.
+        config ([`~transformers.CompileConfig`]): How to compile.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: CompileConfig):
+        self._model, self._forward, self._state = model, compiled(model, _forward, config), ""
+
+    def look_over(self) -> None:
+        """
+        See what the target's modules are like; once per `generate` call, after the prefill: the first one that returns
+        hidden states installs hooks for them.
+        """
+        self._state = state_of(self._model)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """As the target's `forward`."""
+        return self._forward(self._state, self._model, **inputs)
 
 
 def _forward(state: str, model: PreTrainedModel, **inputs: Any) -> Any:

@@ -146,8 +146,11 @@ def _forward_nodes(
     call: Callable[..., CausalLMOutputWithPast] | None,
     kwargs: dict[str, Any],
 ) -> CausalLMOutputWithPast:
+    tokens = tree.tokens
+    if call is not None:  # graphs tell views and tensors made in inference mode from others
+        tokens = tokens.clone(memory_format=torch.contiguous_format)
     return (call or model)(
-        input_ids=tree.tokens,
+        input_ids=tokens,
         position_ids=root_position + tree.depths,
         attention_mask=mask,
         past_key_values=cache,

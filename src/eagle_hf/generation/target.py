@@ -11,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..features import FeatureReader
 from ..kv_cache import align_columns, capacity, clear_behind, keep_nodes
 from ..tree import DraftTree
-from .fixed_shapes import compiled_call, plain_capacity
+from .fixed_shapes import CompiledForward, compiled_call, plain_capacity
 from .forward import cache_argument, forward_chain, forward_tree
 from .layer_records import KeyLayout, LayerRecords, newest_outputs
 from .lent_cache import LentCache, settle
@@ -116,6 +116,8 @@ class Target:
         with self.reader:
             outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
+        if isinstance(self._compiled, CompiledForward):
+            self._compiled.look_over()
         self._states = self.reader.states(outputs.hidden_states)
         # Phi-3 leaves the cache it was given empty, and makes one of its own, where a prompt is beyond its switch.
         self.cache = getattr(outputs, cache_argument(self.model), None) or self.cache
