@@ -131,7 +131,8 @@ class TreeSizing:
     """
 
     _FIRST_PLAIN_STEPS = 3
-    _LONGEST_PAUSE = 64
+    _LONGEST_PAUSE = 128
+    _PAUSE_GROWTH = 4
 
     costs: StepCosts = field(default_factory=StepCosts)
     exponent: float = 1.0
@@ -249,9 +250,10 @@ class TreeSizing:
         self._saved = 0.9 * self._saved + 0.1 * saved
         self._spread = 0.9 * self._spread + 0.1 * abs(saved - self._saved)
         if self._saved > 0:
-            self._pause = max(self._pause // 3, 3)
+            self._pause = max(self._pause // self._PAUSE_GROWTH, 3)
         elif self._saved < -0.3 * self._spread:
-            self._paused, self._pause = self._pause, min(3 * self._pause, self._LONGEST_PAUSE)
+            self._paused = self._pause
+            self._pause = min(self._PAUSE_GROWTH * self._pause, self._LONGEST_PAUSE)
             self._saved = -0.15 * self._spread  # the next try need not be as long as this one
 
     def report(self) -> str:
