@@ -8,8 +8,8 @@ TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
 .PHONY: demo test test-oldest test-version test-versions test-app architectures lossless fuzz notebooks reference docs \
-	bench bench-loading bench-tasks bench-training bench-retrieval bench-long bench-batches soak profile sweep lint \
-	format types ci clean help
+	bench bench-loading bench-tasks bench-training bench-retrieval bench-long bench-memory bench-batches \
+	bench-first-call soak profile sweep lint format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,12 @@ bench-retrieval: $(VENV)/.ready ## Measure retrieved branches on summaries and e
 
 bench-long: $(VENV)/.ready ## Measure a step against the length of the context
 	$(BIN)/python benchmarks/context_growth.py
+
+bench-memory: $(VENV)/.ready ## Measure peak memory above plain generation
+	$(BIN)/python benchmarks/memory.py
+
+bench-first-call: $(VENV)/.ready ## Measure what the first call with a head takes longer
+	$(BIN)/python benchmarks/first_call.py
 
 bench-batches: $(VENV)/.ready ## Measure batches of 1 to 16 with and without the draft
 	$(BIN)/python benchmarks/batches.py --parts

@@ -89,6 +89,28 @@ def test_measured_figures_are_those_of_the_recorded_run(page):
             assert f"| {median} [{first}, {third}] |" in text
 
 
+def test_compiled_steps_memory_and_the_first_call_are_as_recorded():
+    text = (ROOT / "docs" / "performance.md").read_text()
+    results = {
+        name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        for name in ("demo_tasks_compiled_cpu_2_threads", "memory", "first_call")
+    }
+    rows = [row for row in results["demo_tasks_compiled_cpu_2_threads"]["rows"] if row["task"] == "all"]
+    assert {row["method"] for row in rows} == {"plain", "plain compiled", "eagle", "eagle compiled"}
+    for row in rows:
+        assert row["texts_that_differ"] == 0
+        if row["method"] != "plain":
+            median, first, third = (
+                f"{row['speedup'][name]:.2f}" for name in ("median", "first_quartile", "third_quartile")
+            )
+            assert f"| {row['method']} | {row['temperature']:.0f} | {median} [{first}, {third}] |" in text
+    for row in results["memory"]["rows"]:
+        assert f"| {row['eagle_mib']:,.0f} | {row['above_plain']:.1%} |" in text
+    first_call = results["first_call"]["median"]
+    assert f"the first one takes {first_call['first']:.1f} plain" in text
+    assert f"the second one {first_call['second']:.1f}." in text
+
+
 def test_the_training_tables_are_those_of_the_recorded_runs():
     text = (ROOT / "docs" / "training.md").read_text()
     results = json.loads((ROOT / "benchmarks" / "results" / "training_variants.json").read_text())

@@ -111,3 +111,23 @@ def test_a_leak_of_a_tensor_per_call_is_found(run):
     with pytest.raises(SystemExit):
         run("soak", *SOAK, "--tokens", 300, "--warm-up-calls", 8, "--leak")
     assert "tensors grew" in run.read()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read as Linux tells it")
+def test_memory_is_that_of_the_call_above_plain_generation(run):
+    [row] = run(
+        "memory", "--lengths", 64, "--hidden-size", 256, "--layers", 8, "--repeats", 1, "--new-tokens", 8,
+        "--threads", 1,
+    )["rows"]  # fmt: skip
+    assert row["target_mib"] > row["head_mib"] > 0
+    assert row["eagle_mib"] >= 0
+    assert row["plain_mib"] >= 0
+    above = (row["eagle_mib"] - row["plain_mib"]) / (row["target_mib"] + row["plain_mib"])
+    assert row["above_plain"] == pytest.approx(above, abs=0.01)
+
+
+def test_the_first_call_is_compared_with_later_ones(run):
+    result = run("first_call", "--repeats", 1, "--new-tokens", 8, "--threads", 1)
+    assert set(result["median"]) == {"first", "second", "plain_ms"}
+    assert result["median"]["plain_ms"] > 0
+    assert len(result["runs"]) == 1
