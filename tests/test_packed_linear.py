@@ -104,3 +104,20 @@ def test_linear_without_onednn_is_that_of_torch(monkeypatch):
     monkeypatch.setattr(packed_linear, "_HAS_ONEDNN", False)
     inputs, weight = torch.randn(2, 64), torch.randn(4096, 64)
     assert torch.equal(packed_linear.linear(inputs, weight), F.linear(inputs, weight))
+
+
+@torch.inference_mode()
+def test_weights_that_are_no_plain_tensors_are_left_to_torch():
+    """Quantized ones say float32 of themselves and hold something else."""
+    weight, inputs = torch.randn(4096, 64), torch.randn(2, 64)
+    called = []
+
+    class Recording(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            called.append(function)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    output = packed_linear.linear(inputs, weight.as_subclass(Recording))
+    assert F.linear in called
+    torch.testing.assert_close(output.as_subclass(torch.Tensor), F.linear(inputs, weight))

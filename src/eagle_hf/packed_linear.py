@@ -68,7 +68,8 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         weight (`torch.Tensor` of shape `(out_features, in_features)`): The weight.
         bias (`torch.Tensor` of shape `(out_features,)`, *optional*): The bias.
     """
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.numel() < _LARGE:
+    is_plain = type(weight) in (torch.Tensor, nn.Parameter)  # others may be quantized or distributed
+    if not is_plain or weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.numel() < _LARGE:
         return F.linear(inputs, weight, bias)
     if not torch.compiler.is_compiling():
         return _onednn_linear(inputs, weight, bias)
