@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ class Timing:
 def clock() -> float:
     """Seconds, in the sense of [`Timing`]."""
     return time.process_time() if Timing.is_processor_time else time.perf_counter()
+
+
+def resident_bytes(field: str) -> int:
+    """Resident memory of this process, `"VmRSS"`, or the highest so far, `"VmHWM"`, as Linux tells it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) * 1024
 
 
 def conditions() -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conditions import resident_bytes
 from safetensors.torch import load_file
 from transformers.utils import logging
 
@@ -57,11 +58,6 @@ def load(way: str, folder: Path) -> object:
         for tensor in weights.values():
             tensor.sum()
     return weights
-
-
-def resident_bytes(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition(f"{field}:")[2].split()[0]) * 1024
 
 
 def measure(way: str, folder: Path, tiny: Path) -> dict[str, float]:

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import torch
-from conditions import conditions
+from conditions import conditions, resident_bytes
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
@@ -38,16 +38,11 @@ class Peak:
             self.before = torch.cuda.memory_allocated(device)
         else:
             Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident size so far
-            self.before = _status("VmRSS")
+            self.before = resident_bytes("VmRSS")
 
     def read(self) -> int:
-        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _status("VmHWM")
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else resident_bytes("VmHWM")
         return peak - self.before
-
-
-def _status(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition(f"{field}:")[2].split()[0]) * 1024
 
 
 def measure(kind: str, length: int, args: argparse.Namespace) -> dict[str, int]:
@@ -98,6 +93,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the result here")
     parser.add_argument("--measure", choices=KINDS, help="measure one call in this process")
     args = parser.parse_args()
+    if not torch.cuda.is_available() and not Path("/proc/self/clear_refs").exists():
+        parser.error("Memory can be measured on a GPU, or on Linux, which tells the highest resident size (/proc).")
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     if args.measure:

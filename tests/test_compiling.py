@@ -133,7 +133,7 @@ def test_modes_become_options_beside_the_filter(module, monkeypatch, mode, backe
 
 
 def test_without_a_filter_modules_are_guarded(module, monkeypatch):
-    """As with PyTorch before 2.8."""
+    """As with a PyTorch that has no such filter."""
     monkeypatch.delattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe")
     forward, inputs = compiling.compiled(module, run, config()), torch.randn(2, 4)
     forward("same", module, inputs)

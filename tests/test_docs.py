@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import statistics
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,9 @@ def test_measured_figures_are_those_of_the_recorded_run(page):
             assert f"| {median} [{first}, {third}] |" in text
 
 
+METHODS = ("plain", "eagle compiled")
+
+
 def test_compiled_steps_memory_and_the_first_call_are_as_recorded():
     text = (ROOT / "docs" / "performance.md").read_text()
     results = {
@@ -104,6 +108,18 @@ def test_compiled_steps_memory_and_the_first_call_are_as_recorded():
                 f"{row['speedup'][name]:.2f}" for name in ("median", "first_quartile", "third_quartile")
             )
             assert f"| {row['method']} | {row['temperature']:.0f} | {median} [{first}, {third}] |" in text
+    by_name = {(row["method"], row["temperature"]): row.get("speedup", {}).get("median") for row in rows}
+    head, plain = ([by_name[f"{method} compiled", t] for t in (0, 1)] for method in ("eagle", "plain"))
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"answered {head[0]:.2f} times as fast greedily and {head[1]:.2f} times sampled" in readme
+    assert f"compiled is {plain[0]:.2f} and {plain[1]:.2f} times as fast" in readme
+    slowest = min(
+        statistics.median(a / b for a, b in zip(*(turn["methods"][m]["seconds"] for m in METHODS), strict=True))
+        for record in results["demo_tasks_compiled_cpu_2_threads"]["records"]
+        for turn in record["turns"]
+        if turn["methods"]["plain"]["num_tokens"] >= 50
+    )
+    assert f"at least {slowest:.2f} times as fast at either temperature" in " ".join(text.split())
     for row in results["memory"]["rows"]:
         assert f"| {row['eagle_mib']:,.0f} | {row['above_plain']:.1%} |" in text
     first_call = results["first_call"]["median"]

@@ -38,7 +38,7 @@ def _compile(function: Callable, config: CompileConfig) -> Callable[..., Any]:
     arguments = config.to_dict()
     options, mode = dict(arguments["options"] or {}), arguments["mode"]
     has_mode = mode not in (None, "default")
-    guard_filter = getattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe", None)  # since PyTorch 2.8
+    guard_filter = getattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe", None)  # not in older PyTorch
     if guard_filter is None or (has_mode and config.backend != "inductor"):
         return torch.compile(function, **arguments)
     if has_mode:  # a set of options, and excludes further ones

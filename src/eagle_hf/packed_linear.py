@@ -60,8 +60,8 @@ class PackedLinear:
 def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """
     `torch.nn.functional.linear` without gradients. On a CPU it multiplies large float32 weights with oneDNN, as it does
-    in lower precision anyway, where `torch` asks MKL: that takes half the time or less on processors that are not
-    Intel's, most of all for the few rows of a tree's level; see docs/performance.md.
+    in lower precision anyway, where `torch` asks MKL. On the AMD processor of docs/performance.md that took half to two
+    thirds of the time for the rows of a tree's level.
 
     Args:
         inputs (`torch.Tensor` of shape `(..., in_features)`): The rows.

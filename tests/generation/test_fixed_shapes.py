@@ -9,7 +9,7 @@ from test_lossless import PROMPT_LENGTHS, an_eos_token, left_padded_prompts, tar
 from transformers import CompileConfig, StaticCache
 
 from eagle_hf import DraftTree
-from eagle_hf.generation.fixed_shapes import with_room
+from eagle_hf.generation.fixed_shapes import CompiledForward, with_room
 from eagle_hf.generation.target import Target
 from eagle_hf.kv_cache import capacity
 from eagle_hf.tree_sizing import FixedSizing
@@ -109,6 +109,40 @@ def test_compiled_steps_write_the_same_text_and_need_no_new_graphs_in_later_call
         counts.append(compile_config.backend.count)
     assert counts[0] > 0
     assert counts[1] == counts[2]
+
+
+def test_a_target_that_changes_between_compiled_calls_is_seen(compile_config):
+    """Its modules are not guarded; they are looked over in every call."""
+    target, inputs = tiny_target("llama"), left_padded_prompts(PROMPT_LENGTHS[:1])
+    draft = use_options(random_draft(target), num_assistant_tokens=6, draft_depth=3, draft_width=2)
+    settings = {**inputs, "max_new_tokens": 24, "eos_token_id": None, "do_sample": False}
+    texts = []
+    for activation in (torch.nn.SiLU(), torch.nn.Tanh()):
+        for layer in target.model.layers:
+            layer.mlp.act_fn = activation
+        texts.append(target.generate(**settings))
+        ours = target.generate(
+            **settings, assistant_model=draft, cache_implementation="static", compile_config=compile_config
+        )
+        assert torch.equal(texts[-1], ours)
+    assert not torch.equal(*texts)
+
+
+def test_graphs_of_the_target_get_tokens_of_one_kind(compile_config, monkeypatch):
+    """Views, and tensors made in inference mode, would need graphs of their own."""
+    tokens, call = [], CompiledForward.__call__
+    monkeypatch.setattr(
+        CompiledForward, "__call__", lambda self, **kw: tokens.append(kw["input_ids"]) or call(self, **kw)
+    )
+    target, inputs = tiny_target("llama"), left_padded_prompts(PROMPT_LENGTHS[:1])
+    draft = use_options(random_draft(target), num_assistant_tokens=6, draft_depth=3, draft_width=2, draft_tree="auto")
+    target.generate(
+        **inputs, assistant_model=draft, max_new_tokens=24, eos_token_id=None, do_sample=False,
+        cache_implementation="static", compile_config=compile_config,
+    )  # fmt: skip
+    assert min(t.shape[1] for t in tokens) == 1 < max(t.shape[1] for t in tokens)  # plain steps, and drafted ones
+    assert not any(t.is_inference() for t in tokens)
+    assert all(t.stride() == (t.shape[1], 1) for t in tokens)
 
 
 def test_a_static_cache_alone_compiles_nothing_on_a_cpu(monkeypatch):
