@@ -2,10 +2,8 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from eagle_hf import packed_linear
 from eagle_hf.packed_linear import PackedLinear
 
 
@@ -83,41 +81,3 @@ def test_replaced_layers_are_used(layer, inputs):
     check(layer, inputs)
     layer.b = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
     check(layer, inputs)
-
-
-@pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("shape", [(64,), (1, 64), (1, 4, 64), (2, 0, 64), (3, 17, 64)])
-@pytest.mark.parametrize("size", [10, 4096], ids=["small", "large"])
-@torch.inference_mode()
-def test_linear_is_that_of_torch(size, shape, has_bias):
-    torch.manual_seed(0)
-    inputs, weight = torch.randn(shape), torch.randn(size, 64)
-    assert (weight.numel() >= packed_linear._LARGE) == (size == 4096)
-    bias = torch.randn(size) if has_bias else None
-    torch.testing.assert_close(
-        packed_linear.linear(inputs, weight, bias), F.linear(inputs, weight, bias), rtol=1e-4, atol=1e-4
-    )
-
-
-@torch.inference_mode()
-def test_linear_without_onednn_is_that_of_torch(monkeypatch):
-    monkeypatch.setattr(packed_linear, "_HAS_ONEDNN", False)
-    inputs, weight = torch.randn(2, 64), torch.randn(4096, 64)
-    assert torch.equal(packed_linear.linear(inputs, weight), F.linear(inputs, weight))
-
-
-@torch.inference_mode()
-def test_weights_that_are_no_plain_tensors_are_left_to_torch():
-    """Quantized ones say float32 of themselves and hold something else."""
-    weight, inputs = torch.randn(4096, 64), torch.randn(2, 64)
-    called = []
-
-    class Recording(torch.Tensor):
-        @classmethod
-        def __torch_function__(cls, function, types, args=(), kwargs=None):
-            called.append(function)
-            return super().__torch_function__(function, types, args, kwargs or {})
-
-    output = packed_linear.linear(inputs, weight.as_subclass(Recording))
-    assert F.linear in called
-    torch.testing.assert_close(output.as_subclass(torch.Tensor), F.linear(inputs, weight))

@@ -87,7 +87,8 @@ class EagleAttention(Attention):
         Returns:
             Three tensors of shape `(batch_size, heads, seq_len, head_dim)`, keys and values with `num_key_value_heads`.
         """
-        qkv = self.qkv(inputs, packed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # all heads in one dimension
+        # `unflatten`, which says the same, ends the graph within `FewRowProducts`.
+        qkv = self.qkv(inputs, packed).view(*inputs.shape[:-1], -1, self.head_dim).transpose(1, 2)  # all heads
         num_rotated = self.num_heads + self.num_key_value_heads
         qk, value = qkv[:, :num_rotated], qkv[:, num_rotated:]
         if self.has_qk_norm:

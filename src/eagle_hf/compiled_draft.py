@@ -15,6 +15,7 @@ from .compiling import compiled, depends_on, state_of
 from .coupling import Noise, at_levels
 from .draft_network import DraftNetwork, _step, expand, top_children
 from .dynamic_tree import grow_dynamic_tree
+from .few_rows import FewRowProducts
 from .kv_cache import round_up
 from .modeling_eagle import EagleDraftModel
 from .tree import DraftTree
@@ -174,11 +175,13 @@ class CompiledDraftNetwork(DraftNetwork):
         self.num_forwards += depth
         past_len, new_len = visible.shape[-1], tokens.shape[1]
         self.cut(past_len)
-        unused = self.max_new - new_len  # rows that stand where the next new ones will
+        # Copies, as graphs tell views from others. Unused rows stand where the next new ones will.
+        rows, row_tokens = features.new_zeros(1, self.max_new, features.shape[-1]), tokens.new_zeros(1, self.max_new)
+        rows[:, :new_len], row_tokens[:, :new_len] = features, tokens
         return _kept_tree(
             self._read_and_grow(
-                self.draft, self.embed_tokens, self.compute_logits, self.cache, F.pad(features, (0, 0, 0, unused)),
-                F.pad(tokens.contiguous(), (0, unused)), torch.tensor([past_len, new_len], device=tokens.device),
+                self.draft, self.embed_tokens, self.compute_logits, self.cache, rows, row_tokens,
+                torch.tensor([past_len, new_len], device=tokens.device),
                 self.up_to_guesses(visible), *rotary, target_ids, noise, width, depth, num_nodes, self.num_columns,
             )
         )  # fmt: skip
@@ -241,7 +244,8 @@ class TracedLevels:
 
 def _expand(state: str, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     depends_on(state)
-    return expand(*args)
+    with FewRowProducts():
+        return expand(*args)
 
 
 def _grow(
@@ -266,7 +270,8 @@ def _grow(
     levels = TracedLevels(
         draft, embed_tokens, compute_logits, cache, visible, (cos, sin), target_ids, noise, num_columns
     )
-    tree = grow_dynamic_tree(levels, roots, hidden, width, depth, num_nodes, FixedSizing())
+    with FewRowProducts():
+        tree = grow_dynamic_tree(levels, roots, hidden, width, depth, num_nodes, FixedSizing())
     return tree.tokens, tree.parents, tree.depths, tree.scores, tree.max_depth
 
 
@@ -295,10 +300,11 @@ def _read_and_grow(
     mask = F.pad(visible[0], (0, num_columns - first_guess)) | (
         (columns >= past_len) & (columns <= past_len + new_rows[:, None])
     )  # (max_new, num_columns)
-    hidden = draft.project_features(features.to(draft.dtype))
-    hidden = _step(
-        draft, embed_tokens, cache, hidden, tokens, (cos[:, :, :max_new], sin[:, :, :max_new]), mask[None, None]
-    )
+    with FewRowProducts():
+        hidden = draft.project_features(features.to(draft.dtype))
+        hidden = _step(
+            draft, embed_tokens, cache, hidden, tokens, (cos[:, :, :max_new], sin[:, :, :max_new]), mask[None, None]
+        )
     last = (new_len - 1)[None]
     for layer in cache.layers:
         layer.cumulative_length.fill_(first_guess)

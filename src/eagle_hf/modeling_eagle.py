@@ -17,7 +17,7 @@ from .checkpoints.validation import check_tensors
 from .configuration_eagle import EagleConfig
 from .decoder_layer import EagleDecoderLayer
 from .draft_options import DraftOptions
-from .packed_linear import linear
+from .few_rows import linear
 
 
 @dataclass

@@ -68,8 +68,9 @@ class MultiHeadLatentAttention(Attention):
         query, latent, shared_key = down.split([self.query_rank, self.kv_rank, self.rope_dim], dim=-1)
         if self.has_query_latent:
             query = self.q_b_proj(self.q_a_layernorm(query))
-        query = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        key_value = self.kv_b_proj(self.kv_a_layernorm(latent)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        query = query.view(*inputs.shape[:-1], self.num_heads, -1).transpose(1, 2)
+        key_value = self.kv_b_proj(self.kv_a_layernorm(latent))
+        key_value = key_value.view(*inputs.shape[:-1], self.num_heads, -1).transpose(1, 2)
         key, value = key_value.split([self.nope_dim, self.v_dim], dim=-1)
         query, query_rope = query.split([self.nope_dim, self.rope_dim], dim=-1)
         query_rope, key_rope = self._rotate(query_rope, rotary), self._rotate(shared_key[:, None], rotary)
@@ -79,7 +80,7 @@ class MultiHeadLatentAttention(Attention):
 
     def _rotate(self, states: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         if self.interleaved:  # pairs lie side by side; queries and keys may be reordered as long as both are
-            states = states.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+            states = states.view(*states.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2)
         cos, signed_sin = rotary  # (batch_size, 1, seq_len, qk_rope_head_dim)
         return torch.addcmul(states * cos, states.roll(self.rope_dim // 2, -1), signed_sin)
 

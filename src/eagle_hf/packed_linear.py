@@ -1,8 +1,9 @@
-"""Linear layers in drafting: those that read the same input in one matrix product, and large ones faster on CPUs."""
+"""Linear layers that read the same input, in one matrix product."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from .few_rows import linear
 
 
 class PackedLinear:
@@ -55,38 +56,3 @@ class PackedLinear:
         for parameter, part in zip(parameters, packed.split([len(p) for p in parameters]), strict=True):
             parameter.data = part
         return packed
-
-
-def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """
-    `torch.nn.functional.linear` without gradients. On a CPU it multiplies large float32 weights with oneDNN, as it does
-    in lower precision anyway, where `torch` asks MKL. On the AMD processor of docs/performance.md that took half to two
-    thirds of the time for the rows of a tree's level.
-
-    Args:
-        inputs (`torch.Tensor` of shape `(..., in_features)`): The rows.
-        weight (`torch.Tensor` of shape `(out_features, in_features)`): The weight.
-        bias (`torch.Tensor` of shape `(out_features,)`, *optional*): The bias.
-    """
-    is_plain = type(weight) in (torch.Tensor, nn.Parameter)  # others may be quantized or distributed
-    if not is_plain or weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.numel() < _LARGE:
-        return F.linear(inputs, weight, bias)
-    if not torch.compiler.is_compiling():
-        return _onednn_linear(inputs, weight, bias)
-    rows = inputs.flatten(0, -2)
-    if not 1 < len(rows) <= _FEW_ROWS or bias is not None:
-        return F.linear(inputs, weight, bias)
-    return (weight @ rows.t()).t().reshape(*inputs.shape[:-1], -1)  # MKL is faster with the weight on the left
-
-
-_LARGE = 2**18  # elements; below, finding oneDNN's kernel costs more than it saves
-_FEW_ROWS = 8
-# What compiled models with frozen weights call for linear layers on a CPU. It can be compiled for these only, and there
-# is no public way to choose between the libraries.
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _onednn_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    if not _HAS_ONEDNN:
-        return F.linear(inputs, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")

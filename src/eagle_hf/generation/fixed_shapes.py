@@ -14,9 +14,11 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import Cache, CompileConfig, GenerationConfig, PreTrainedModel, StaticCache
 
 from ..compiling import changes_itself, compiled, depends_on, state_of
+from ..few_rows import FewRowProducts
 from ..kv_cache import capacity, round_up
 
 
@@ -71,7 +73,8 @@ def compiled_call(
 
 class CompiledForward:
     """
-    The target's forward, compiled without guards of its modules.
+    The target's forward, compiled without guards of its modules. On a CPU the number of rows, two or more, is left open
+    from the first graph on.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The target.
@@ -80,6 +83,7 @@ class CompiledForward:
 
     def __init__(self, model: PreTrainedModel, config: CompileConfig):
         self._model, self._forward, self._state = model, compiled(model, _forward, config), ""
+        self._leaves_rows_open = model.device.type == "cpu" and config.dynamic is not False
 
     def look_over(self) -> None:
         """
@@ -90,9 +94,16 @@ class CompiledForward:
 
     def __call__(self, **inputs: Any) -> Any:
         """As the target's `forward`."""
+        if self._leaves_rows_open:
+            masks = inputs["attention_mask"]
+            for mask in masks.values() if isinstance(masks, dict) else [masks]:
+                torch._dynamo.maybe_mark_dynamic(mask, 2)  # (batch_size, 1, num_rows, num_columns)
+            for name in ("input_ids", "position_ids"):  # (..., num_rows)
+                torch._dynamo.maybe_mark_dynamic(inputs[name], inputs[name].dim() - 1)
         return self._forward(self._state, self._model, **inputs)
 
 
 def _forward(state: str, model: PreTrainedModel, **inputs: Any) -> Any:
     depends_on(state)
-    return model(**inputs)
+    with FewRowProducts():
+        return model(**inputs)

@@ -78,6 +78,7 @@ class Target:
         self._compiled = (
             compiled_call(model, model_kwargs, generation_config) if is_tree and not reader.has_hook else None
         )
+        self.is_on_cpu = model.device.type == "cpu"  # kept, as a model looks for it among its parameters
         self.max_nodes = max_nodes
         self.num_forwards = 0
         self.lengths: list[int] = []  # committed columns of the cache, per row
@@ -92,7 +93,7 @@ class Target:
         Whether all trees are made equally large: where steps are compiled, every size would be a CUDA graph of its own.
         A CPU compiles for all sizes at once.
         """
-        return self._compiled is not None and self.model.device.type != "cpu"
+        return self._compiled is not None and not self.is_on_cpu
 
     def compiling(self) -> tuple[CompileConfig | None, int | None]:
         """How the target's steps are compiled, `None` if they are not, and the columns of its cache."""
@@ -189,20 +190,27 @@ class Target:
             `torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`: Logits after every node.
         """
         num_nodes, self._tree_tokens = tree.num_nodes, tree.tokens
-        if self.has_fixed_shapes and num_nodes > 1:
-            tree = tree.padded(min(self.max_nodes, cast(int, capacity(self.cache)) - max(self.lengths)))
+        if self._compiled is not None:
+            room = cast(int, capacity(self.cache)) - max(self.lengths)
+            tree = tree.padded(min(self._num_rows(num_nodes), room))
         self._num_nodes = tree.num_nodes
         with self.reader:
             outputs = self._forward(tree, **self._output_options())
         self.num_forwards += 1
         # A forward may begin with tokens that are read again, whose outputs are no news.
         self._states = [state[:, -tree.num_nodes :] for state in self.reader.states(outputs.hidden_states)]
-        logits = outputs.logits[:, -tree.num_nodes :]
+        logits = outputs.logits[:, -tree.num_nodes :][:, :num_nodes]
         self._outputs = newest_outputs(outputs, tree.num_nodes) if self.layer_records.is_wanted else None
         if self.has_fixed_shapes:  # CUDA graphs write the outputs of every replay to the same place
             self._states = [states.clone() for states in self._states]
-            return logits[:, :num_nodes].clone()
+            return logits.clone()
         return logits
+
+    def _num_rows(self, num_nodes: int) -> int:
+        """Rows that a compiled forward gets for so many nodes."""
+        if self.has_fixed_shapes:
+            return self.max_nodes if num_nodes > 1 else 1
+        return max(num_nodes, 2) if isinstance(self._compiled, CompiledForward) else num_nodes
 
     def idle(self, newest: torch.Tensor) -> None:
         """

@@ -1,0 +1,72 @@
+"""
+Linear layers over few rows on a CPU: the same sums by faster products.
+
+A step multiplies every weight with the rows of a tree, two to some dozens. Where PyTorch asks MKL for that, on the AMD
+processor of docs/performance.md, most of the time is lost; the weight on the left, or cut into two halves that are
+multiplied at once, takes half of it to four fifths:
+
+```text
+few rows      rows @ weight.T      =  (weight @ rows.T).T
+more rows     rows @ weight.T      =  [rows @ upper.T, rows @ lower.T]
+```
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+
+class FewRowProducts(TorchFunctionMode):
+    """Within it, all linear layers of a graph that is being compiled are [`linear`], whoever wrote them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Replaces `torch.nn.functional.linear`."""
+        return (linear if func is F.linear else func)(*args, **(kwargs or {}))
+
+
+def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    `torch.nn.functional.linear` without gradients, with float32 weights on a CPU as above in compiled graphs, and
+    with large ones by oneDNN otherwise, which PyTorch asks in lower precision anyway.
+
+    Args:
+        inputs (`torch.Tensor` of shape `(..., in_features)`): The rows.
+        weight (`torch.Tensor` of shape `(out_features, in_features)`): The weight.
+        bias (`torch.Tensor` of shape `(out_features,)`, *optional*): The bias.
+    """
+    is_plain = type(weight) in (torch.Tensor, nn.Parameter)  # others may be quantized or distributed
+    if not is_plain or weight.device.type != "cpu" or weight.dtype != torch.float32 or inputs.dtype != torch.float32:
+        return F.linear(inputs, weight, bias)
+    if not torch.compiler.is_compiling():
+        if not _HAS_ONEDNN or weight.numel() < _WORTH_ONEDNN:
+            return F.linear(inputs, weight, bias)
+        return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    rows = inputs.flatten(0, -2)
+    if not _HAS_MKL or (len(rows) > _FEW_ROWS and (len(weight) % 2 or weight.numel() < _WORTH_HALVES)):
+        return F.linear(inputs, weight, bias)
+    output = _weight_on_the_left(rows, weight) if len(rows) <= _FEW_ROWS else _in_halves(rows, weight)
+    output = output.view(*inputs.shape[:-1], -1)
+    return output if bias is None else output + bias
+
+
+def _weight_on_the_left(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if len(rows) == 1:  # twice: a product of a matrix and a vector takes longer than one with two
+        return _weight_on_the_left(torch.cat([rows, rows]), weight)[:1]
+    return (weight @ rows.t()).t().contiguous()  # (num_rows, out_features)
+
+
+def _in_halves(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    halves = weight.unflatten(0, (2, -1)).transpose(1, 2)  # (2, in_features, out_features / 2)
+    return torch.bmm(rows.expand(2, -1, -1), halves).transpose(0, 1).reshape(len(rows), -1)
+
+
+_FEW_ROWS = 8
+_WORTH_HALVES = 2**16  # elements
+_WORTH_ONEDNN = 2**18  # elements; below, finding oneDNN's kernel costs more than it saves
+_HAS_MKL = torch.backends.mkl.is_available()
+# What compiled models with frozen weights call for linear layers on a CPU. It can be compiled for these only, and there
+# is no public way to choose between the libraries.
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
