@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import tiny_target
 from torch import nn
-from transformers import CompileConfig
+from transformers import AttentionInterface, CompileConfig
 
 from eagle_hf import compiling
 from eagle_hf.compiling import changes_itself, compiled, depends_on, state_of
@@ -52,6 +52,39 @@ def module():
     torch.manual_seed(0)
     yield Scaled().eval()
     torch._dynamo.reset()
+
+
+@torch.inference_mode()
+def test_a_changed_class_gets_a_graph_of_its_own(module, monkeypatch):
+    forward, inputs = compiled(module, run, config()), torch.randn(2, 4)
+    before = forward(state_of(module), module, inputs)
+    monkeypatch.setattr(Scaled, "forward", lambda self, inputs: inputs * 7)
+    assert not torch.equal(module(inputs), before)
+    assert torch.equal(forward(state_of(module), module, inputs), module(inputs))
+
+
+@torch.inference_mode()
+def test_global_hooks_are_called(module):
+    forward, inputs = compiled(module, run, config()), torch.randn(2, 4)
+    before = forward(state_of(module), module, inputs)
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda layer, inputs, output: output + 1 if isinstance(layer, Scaled) else None
+    )
+    try:
+        assert torch.equal(forward(state_of(module), module, inputs), before + 1)
+    finally:
+        handle.remove()
+    assert torch.equal(forward(state_of(module), module, inputs), before)
+
+
+def test_another_implementation_of_attention_is_another_state(module):
+    before, sdpa = state_of(module), AttentionInterface()["sdpa"]
+    AttentionInterface.register("sdpa", lambda *args, **kwargs: sdpa(*args, **kwargs))
+    try:
+        assert state_of(module) != before
+    finally:
+        AttentionInterface.register("sdpa", sdpa)
+    assert state_of(module) == before
 
 
 def config():

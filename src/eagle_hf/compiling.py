@@ -1,19 +1,20 @@
 """
 Compiling what runs in every step, without asking in every step whether the modules are still the same.
 
-`torch.compile` guards every attribute of every module that a graph has read, and checks these guards before each call:
-for a target of 24 layers more than a millisecond, a tenth of its forward. Here modules are looked over once per
-`generate` call instead. What was seen is an argument of the compiled functions, a string, and guarded as such: a module
-that has changed gets a graph of its own.
+`torch.compile` guards every attribute of every module that a graph has read, and every global name, and checks these
+guards before each call: for a target of 24 layers more than a millisecond, a tenth of its forward. Here modules are
+looked over once per `generate` call instead. What was seen is an argument of the compiled functions, a string, and
+guarded as such: a module that has changed gets a graph of its own. So do global hooks, and implementations of
+attention; functions of a model's own file are taken to stay what they were when it was compiled.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import CompileConfig, PreTrainedConfig
+from transformers import AttentionInterface, CompileConfig, PreTrainedConfig
 
 
 def compiled(owner: nn.Module, function: Callable, config: CompileConfig) -> Callable[..., Any]:
@@ -43,7 +44,13 @@ def _compile(function: Callable, config: CompileConfig) -> Callable[..., Any]:
         return torch.compile(function, **arguments)
     if has_mode:  # a set of options, and excludes further ones
         options |= torch._inductor.list_mode_options(mode, arguments["dynamic"])
-    return torch.compile(function, **arguments | {"options": options | {"guard_filter_fn": guard_filter}, "mode": None})
+    return torch.compile(function, **arguments | {"options": options | {"guard_filter_fn": _kept_guards}, "mode": None})
+
+
+def _kept_guards(guards: Sequence[Any]) -> list[bool]:
+    not_of_modules = torch.compiler.skip_guard_on_all_nn_modules_unsafe(guards)
+    not_of_globals = torch.compiler.skip_guard_on_globals_unsafe(guards)
+    return [kept and also_kept for kept, also_kept in zip(not_of_modules, not_of_globals, strict=True)]
 
 
 def changes_itself(module: nn.Module) -> bool:
@@ -61,14 +68,16 @@ def depends_on(state: str) -> None:
 def state_of(*modules: nn.Module) -> str:
     """
     What graphs of these modules depend on besides inputs and the values of parameters: their attributes, those of
-    their configurations, kinds and shapes of tensors, hooks. Equal strings stand for equal states.
+    their configurations, kinds and shapes of tensors, hooks, kinds of attention. Equal strings stand for equal states.
     """
     seen: dict[int, int] = {}
-    state = [
-        (name, id(type(module)), _describe(vars(module), seen))
+    state: list[Any] = [
+        (name, id(type(module)), id(type(module).forward), _describe(vars(module), seen))
         for root in modules
         for name, module in root.named_modules(remove_duplicate=False)
     ]
+    hooks = {name: value for name, value in vars(nn.modules.module).items() if name.startswith("_global_")}
+    state += [_describe(hooks, seen), _describe(dict(AttentionInterface()), seen)]
     return hashlib.sha256(repr(state).encode()).hexdigest()
 
 
