@@ -79,7 +79,7 @@ def compiled_layer(layer, graphs, within=FewRowProducts, **options):
 def test_products_in_graphs_are_those_of_torch(graphs, num_rows, sizes, has_bias):
     torch.manual_seed(0)
     layer = nn.Linear(*sizes, bias=has_bias)
-    for shape in [(num_rows, sizes[0]), (1, num_rows, sizes[0]), (num_rows, 2, sizes[0])]:
+    for shape in [(num_rows, sizes[0]), (1, num_rows, sizes[0]), (num_rows, 2, sizes[0]), (0, sizes[0]), sizes[:1]]:
         rows = torch.randn(shape)
         torch.testing.assert_close(compiled_layer(layer, graphs, dynamic=False)(rows), layer(rows))
 

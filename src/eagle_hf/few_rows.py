@@ -44,11 +44,13 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         if not _HAS_ONEDNN or weight.numel() < _WORTH_ONEDNN:
             return F.linear(inputs, weight, bias)
         return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    if not _HAS_MKL or inputs.dim() < 2:
+        return F.linear(inputs, weight, bias)
     rows = inputs.flatten(0, -2)
-    if not _HAS_MKL or (len(rows) > _FEW_ROWS and (len(weight) % 2 or weight.numel() < _WORTH_HALVES)):
+    if len(rows) > _FEW_ROWS and (len(weight) % 2 or weight.numel() < _WORTH_HALVES):
         return F.linear(inputs, weight, bias)
     output = _weight_on_the_left(rows, weight) if len(rows) <= _FEW_ROWS else _in_halves(rows, weight)
-    output = output.view(*inputs.shape[:-1], -1)
+    output = output.view(*inputs.shape[:-1], len(weight))
     return output if bias is None else output + bias
 
 
@@ -60,7 +62,7 @@ def _weight_on_the_left(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
 
 def _in_halves(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     halves = weight.unflatten(0, (2, -1)).transpose(1, 2)  # (2, in_features, out_features / 2)
-    return torch.bmm(rows.expand(2, -1, -1), halves).transpose(0, 1).reshape(len(rows), -1)
+    return torch.bmm(rows.expand(2, -1, -1), halves).transpose(0, 1).reshape(len(rows), len(weight))
 
 
 _FEW_ROWS = 8
