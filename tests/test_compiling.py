@@ -54,6 +54,10 @@ def module():
     torch._dynamo.reset()
 
 
+def config():
+    return CompileConfig(backend="eager", mode="default")
+
+
 @torch.inference_mode()
 def test_a_changed_class_gets_a_graph_of_its_own(module, monkeypatch):
     forward, inputs = compiled(module, run, config()), torch.randn(2, 4)
@@ -85,10 +89,6 @@ def test_another_implementation_of_attention_is_another_state(module):
     finally:
         AttentionInterface.register("sdpa", sdpa)
     assert state_of(module) == before
-
-
-def config():
-    return CompileConfig(backend="eager", mode="default")
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -2,8 +2,8 @@
 Linear layers over few rows on a CPU: the same sums by faster products.
 
 A step multiplies every weight with the rows of a tree, two to some dozens. Where PyTorch asks MKL for that, on the AMD
-processor of docs/performance.md, most of the time is lost; the weight on the left, or cut into two halves that are
-multiplied at once, takes half of it to four fifths:
+processor of docs/performance.md, much of the time is lost; the weight on the left, or cut into two halves that are
+multiplied at once, takes half of it to 85 %:
 
 ```text
 few rows      rows @ weight.T      =  (weight @ rows.T).T
@@ -20,7 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class FewRowProducts(TorchFunctionMode):
-    """Within it, all linear layers of a graph that is being compiled are [`linear`], whoever wrote them."""
+    """
+    Within it, all linear layers of a graph that is being compiled are [`linear`], whoever wrote them. Methods of
+    tensors that PyTorch writes in Python, such as `unflatten`, end a graph here.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Replaces `torch.nn.functional.linear`."""

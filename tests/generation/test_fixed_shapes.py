@@ -145,6 +145,34 @@ def test_graphs_of_the_target_get_tokens_of_one_kind(compile_config, monkeypatch
     assert all(t.stride() == (t.shape[1], 1) for t in tokens)
 
 
+@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("name", FULL_ATTENTION)
+def test_steps_are_whole_graphs(compile_config, name, version):
+    """What ends a graph costs more than compiling gains; `FewRowProducts` adds ways to do so."""
+    torch._dynamo.utils.counters.clear()
+    target, inputs = target_of(name), left_padded_prompts(PROMPT_LENGTHS[:1])
+    draft = use_options(random_draft(target, version), num_assistant_tokens=6, draft_depth=3, draft_width=2)
+    settings = {**inputs, "max_new_tokens": 12, "eos_token_id": None, "do_sample": False}
+    ours = target.generate(
+        **settings, assistant_model=draft, cache_implementation="static", compile_config=compile_config
+    )
+    assert torch.equal(target.generate(**settings), ours)
+    assert compile_config.backend.count > 0
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_a_full_cache_has_no_room_for_a_second_row(compile_config):
+    """Compiled plain steps run over two rows where they can."""
+    target, inputs = target_of("llama"), left_padded_prompts(PROMPT_LENGTHS[:1])
+    settings = {**inputs, "max_new_tokens": 12, "eos_token_id": None, "do_sample": False}
+    cache = StaticCache(config=target.config, max_cache_len=inputs["input_ids"].shape[1] + 11)
+    ours = target.generate(
+        **settings, assistant_model=random_draft(target), past_key_values=cache, compile_config=compile_config
+    )
+    assert compile_config.backend.count > 0
+    assert torch.equal(target.generate(**settings), ours)
+
+
 def test_a_static_cache_alone_compiles_nothing_on_a_cpu(monkeypatch):
     target, inputs = target_of("llama"), left_padded_prompts(PROMPT_LENGTHS[:1])
     monkeypatch.setattr(type(target), "get_compiled_call", lambda *args: pytest.fail("compiled"))

@@ -91,7 +91,7 @@ class Target:
     def has_fixed_shapes(self) -> bool:
         """
         Whether all trees are made equally large: where steps are compiled, every size would be a CUDA graph of its own.
-        A CPU compiles for all sizes at once.
+        On a CPU one graph serves many sizes.
         """
         return self._compiled is not None and not self.is_on_cpu
 
@@ -207,7 +207,10 @@ class Target:
         return logits
 
     def _num_rows(self, num_nodes: int) -> int:
-        """Rows that a compiled forward gets for so many nodes."""
+        """
+        Rows that a compiled forward gets for so many nodes. On a CPU at least two: a single row would be a graph of its
+        own, and a slower one (docs/performance.md).
+        """
         if self.has_fixed_shapes:
             return self.max_nodes if num_nodes > 1 else 1
         return max(num_nodes, 2) if isinstance(self._compiled, CompiledForward) else num_nodes
