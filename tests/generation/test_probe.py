@@ -102,8 +102,30 @@ def test_a_target_that_can_do_neither_is_refused_with_the_reasons(monkeypatch):
 def test_a_wrong_mask_is_seen(monkeypatch):
     """The probe must tell a target that ignores the mask: here all nodes see each other."""
     target = tiny_target("llama")
-    monkeypatch.setattr(masks.DraftTree, "ancestor_mask", lambda tree: torch.ones(1, 5, 5, dtype=torch.bool).tril())
+    monkeypatch.setattr(masks.DraftTree, "ancestor_mask", lambda tree: torch.ones(1, 6, 6, dtype=torch.bool).tril())
     assert can_verify_trees(target) is False
+
+
+@pytest.mark.parametrize("ignored", ["attention_mask", "position_ids"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_target_that_ignores_what_trees_need_is_seen(ignored, dtype, monkeypatch):
+    target = tiny_target("llama", dtype=dtype)
+    forward = type(target).forward
+    monkeypatch.setattr(
+        type(target), "forward", lambda self, *args, **kwargs: forward(self, *args, **(kwargs | {ignored: None}))
+    )
+    monkeypatch.setattr(probe, "takes_position_ids", lambda model: True)
+    assert can_verify_trees(target) is False
+
+
+def test_a_target_that_verifies_trees_is_asked_two_forwards(monkeypatch):
+    """The first call pays for them."""
+    target, lengths = tiny_target("llama"), []
+    target.model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    can_verify_trees(target)
+    assert lengths == [(1, 8), (1, 6)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import LinearAttentionLayer
 from transformers.utils import logging
 
 from ..tree import DraftTree
@@ -31,11 +32,11 @@ _FAILURES = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, A
 def can_verify_trees(model: PreTrainedModel) -> bool:
     """
     Whether the target verifies trees exactly; if not, whether it verifies chains and takes them back. Found out once
-    per model and attention implementation with three or four forwards of a few tokens:
+    per model and attention implementation with two forwards of a few tokens, and some more for targets that cannot:
 
     ```text
-    prompt ── 0 ─┬─ 1 ─── 3      the tree in one forward, against plain forwards of  prompt 0 1 3,  prompt 0 2 4
-                 └─ 2 ─── 4      and, to see what a wrong mask would do,  prompt 0 1 2
+    prompt ── 0 ─┬─ 1 ─── 3              the tree in one forward, against a plain forward of  prompt 0 2 4 5
+                 └─ 2 ─── 4 ─── 5        (2 and 5 are the same token, which shows what seeing more would do to it)
     ```
 
     Args:
@@ -62,39 +63,44 @@ def _probe(model: PreTrainedModel) -> bool:
     device = input_device(model)
     prompt_len = max(4, _window_beyond_the_cache(model))
     tokens = (torch.arange(prompt_len + 5, device=device) * 7 + 3) % vocab_size
-    prompt, nodes = tokens[None, :prompt_len], tokens[prompt_len:].tolist()
+    prompt, nodes = tokens[None, :prompt_len], torch.cat([tokens[prompt_len:], tokens[prompt_len + 2, None]])
     tree = DraftTree(
-        tokens=tokens[None, prompt_len:],
-        parents=torch.tensor([[-1, 0, 0, 1, 2]], device=device),
-        depths=torch.tensor([[0, 1, 1, 2, 2]], device=device),
-        scores=torch.zeros(1, 5, device=device),
-        max_depth=2,
+        tokens=nodes[None],
+        parents=torch.tensor([[-1, 0, 0, 1, 2, 4]], device=device),
+        depths=torch.tensor([[0, 1, 1, 2, 2, 3]], device=device),
+        scores=torch.zeros(1, 6, device=device),
+        max_depth=3,
     )
-    paths = torch.tensor([[nodes[i] for i in path] for path in ((0, 1, 3), (0, 2, 4), (0, 1, 2))], device=device)
-    expected = _plain(model, torch.cat([prompt.expand(3, -1), paths], dim=1), use_cache=False)[:, prompt_len:].float()
+    path = [0, 2, 4, 5]
+    logits, cache = _plain_with_cache(model, torch.cat([prompt, nodes[None, path]], dim=1))
+    expected = logits[0, prompt_len:].float()
     if expected.isnan().any():
         raise ValueError(
             f"{type(model).__name__} gives NaN logits for ordinary tokens. Check its weights, and its dtype: float16 "
             "overflows in some models."
         )
     expected = expected.nan_to_num()  # some models mask unused tokens with -inf
-    # What node 2 would be if it saw its sibling: an error this large is a wrong mask, not rounding.
-    sibling_effect = (expected[2, 2] - expected[1, 1]).abs().max().item()
+    # What two tokens more do to a token: an error near this is a wrong mask, not rounding.
+    effect = (expected[3] - expected[1]).abs().max().item()
     rounding = _TOLERANCES.get(model.dtype, 5e-2) * expected.abs().max().item()
 
     reasons = []
     try:
-        logits = _tree_logits(model, prompt, tree)[0].float().nan_to_num(nan=torch.inf)
-        got = torch.stack([logits[[0, 1, 3]], logits[[0, 2, 4]]])
-        error = (got - expected[:2]).abs().max().item()
-        if error <= max(0.1 * sibling_effect, rounding):
+        if cache is None:
+            cache = _prefilled(model, prompt)
+        else:
+            cache.crop(-len(path))
+        logits = _tree_logits(model, prompt_len, tree, cache)[0, path].float().nan_to_num(nan=torch.inf)
+        error = (logits - expected).abs().max().item()
+        if error <= max(0.1 * effect, rounding):
             return True
         reasons.append(f"tree logits are off by {error:.2g}")
     except _FAILURES as failure:
         reasons.append(f"a tree mask fails ({failure})")
+    paths = nodes[torch.tensor([[0, 1, 3], [0, 2, 4]], device=device)]
     try:
-        got = _chain_logits(model, prompt, paths[:2]).float().nan_to_num(nan=torch.inf)
-        expected = _single_step_logits(model, prompt, paths[:2]).float().nan_to_num()
+        got = _chain_logits(model, prompt, paths).float().nan_to_num(nan=torch.inf)
+        expected = _single_step_logits(model, prompt, paths).float().nan_to_num()
         error = (got - expected).abs().max().item()
         if error <= rounding:
             return False
@@ -150,18 +156,34 @@ def _prefilled(model: PreTrainedModel, prompt: torch.Tensor) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     _plain(model, prompt, use_cache=True, **{cache_argument(model): cache})
     if not has_recurrent_state(cache):
-        for layer in cache.layers:
-            if hasattr(layer, "record_past"):
-                layer.record_past = True
+        _record_past(cache)
     return cache
 
 
-def _tree_logits(model: PreTrainedModel, prompt: torch.Tensor, tree: DraftTree) -> torch.Tensor:
+def _plain_with_cache(model: PreTrainedModel, tokens: torch.Tensor) -> tuple[torch.Tensor, DynamicCache | None]:
+    """Logits of an ordinary forward, and its cache where that can be cropped; `None` where not, or where it fails."""
+    cache = DynamicCache(config=model.config)
+    if any(isinstance(layer, LinearAttentionLayer) for layer in cache.layers):
+        return _plain(model, tokens, use_cache=False), None
+    _record_past(cache)
+    try:
+        return _plain(model, tokens, use_cache=True, **{cache_argument(model): cache}), cache
+    except _FAILURES:
+        return _plain(model, tokens, use_cache=False), None
+
+
+def _record_past(cache: DynamicCache) -> None:
+    """Let layers with windows keep what `crop` may need."""
+    for layer in cache.layers:
+        if hasattr(layer, "record_past"):
+            layer.record_past = True
+
+
+def _tree_logits(model: PreTrainedModel, prompt_len: int, tree: DraftTree, cache: DynamicCache) -> torch.Tensor:
     """Logits after every node, of shape `(1, num_nodes, vocab_size)`, from one forward over the tree."""
-    cache = _prefilled(model, prompt)
-    root_position = torch.tensor([[prompt.shape[1]]], device=prompt.device)
+    root_position = torch.tensor([[prompt_len]], device=tree.tokens.device)
     masks = TreeMasks(model.config.get_text_config(decoder=True), cache, prompt_mask=None)
-    return forward_tree(model, tree, root_position, [prompt.shape[1]], cache, masks).logits
+    return forward_tree(model, tree, root_position, [prompt_len], cache, masks).logits
 
 
 def _chain_logits(model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Tensor) -> torch.Tensor:
