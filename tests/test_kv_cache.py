@@ -100,11 +100,20 @@ def draw_case(data):
     return prompts, num_nodes, paths
 
 
+@pytest.fixture
+def never_copying(monkeypatch):
+    monkeypatch.setattr(GrowingLayer, "FEW_BYTES", 0)
+
+
 class TestGrowingLayer:
-    @settings(deadline=None, max_examples=50)
-    @given(st.lists(st.tuples(st.integers(1, 80), st.integers(0, 40)), min_size=1, max_size=12))
-    def test_is_a_dynamic_layer_that_copies_less(self, steps):
+    @settings(deadline=None, max_examples=100)
+    @given(
+        st.lists(st.tuples(st.integers(1, 80), st.integers(0, 40)), min_size=1, max_size=12),
+        st.sampled_from([0, 40, 150]),  # columns that are copied
+    )
+    def test_is_a_dynamic_layer_that_copies_less(self, steps, few):
         growing, plain = GrowingLayer(), DynamicLayer()
+        growing.FEW_BYTES = few * states(torch.zeros(1, 1)).nbytes
         for number, (new, removed) in enumerate(steps):
             new_states = states(torch.arange(new)[None] + 100 * number)
             for layer in (growing, plain):
@@ -127,7 +136,16 @@ class TestGrowingLayer:
             layer.update(first, first)
         assert torch.equal(growing.keys, plain.keys)
 
-    def test_does_not_move_what_is_there(self):
+    def test_copies_few_states_and_then_no_more(self):
+        cache, addresses = GrowingCache(), []
+        for _ in range(20):
+            cache.update(one := states(torch.tensor([[1]])), one, 0)
+            cache.layers[0].FEW_BYTES = 10 * one.nbytes
+            addresses.append(cache.layers[0].keys.data_ptr())
+        assert len(set(addresses[:10])) > 1
+        assert len(set(addresses[10:])) == 1
+
+    def test_does_not_move_what_is_there(self, never_copying):
         cache = GrowingCache()
         one = states(torch.tensor([[1]]))
         cache.update(one, one, 0)
@@ -163,7 +181,7 @@ class TestAdoptedLayers:
         layer.update(states(torch.arange(length)[None]), -states(torch.arange(length)[None]))
         return layer
 
-    def test_grow_without_copying_and_hold_the_same(self):
+    def test_grow_without_copying_and_hold_the_same(self, never_copying):
         layer, plain = self.filled(), self.filled()
         GrowingLayer.adopt(layer, max_length=40)
         addresses = set()
@@ -185,7 +203,7 @@ class TestAdoptedLayers:
         assert layer.keys.shape[-2] == 105
 
     @pytest.mark.parametrize("copy", [True, False])
-    def test_are_plain_again_when_released(self, copy):
+    def test_are_plain_again_when_released(self, never_copying, copy):
         layer = self.filled()
         GrowingLayer.adopt(layer, max_length=None)
         layer.update(states(torch.tensor([[7]])), states(torch.tensor([[8]])))

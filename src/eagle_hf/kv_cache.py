@@ -35,9 +35,13 @@ from .versions import FP8_LAYERS
 class GrowingLayer(DynamicLayer):
     """
     A cache layer that grows like [`~transformers.cache_utils.DynamicLayer`], but writes new states into a buffer with
-    room to spare instead of copying the whole cache in every forward. `keys` and `values` are views of the buffer.
+    room to spare instead of copying the whole cache in every forward. `keys` and `values` are views of the buffer. As
+    long as there are few states, copying them is faster.
     """
 
+    FEW_BYTES = 2**16  # of keys
+    keys: torch.Tensor
+    values: torch.Tensor
     _growth = 1.5
     _max_length: int | None = None  # beyond which no room is made
 
@@ -79,6 +83,8 @@ class GrowingLayer(DynamicLayer):
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.keys.nbytes < self.FEW_BYTES:
+            return super().update(key_states, value_states, *args, **kwargs)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if not self._has_room(start, end):

@@ -247,8 +247,10 @@ class PathSelector(NodeSelector):
 
     def select(self, tree: DraftTree, logits: torch.Tensor) -> list[list[int]]:
         """See [`Selector.select`]."""
-        [tokens], [parents] = self._read_back(tree)
-        child = dict(zip(zip(parents, tokens, strict=True), range(len(tokens)), strict=True))
+        child: dict[tuple[int, int], int] = {}
+        if tree.num_nodes > 1:
+            [tokens], [parents] = self._read_back(tree)
+            child = dict(zip(zip(parents, tokens, strict=True), range(len(tokens)), strict=True))
         path: list[int] = []
         next_node: int | None = 0
         while next_node is not None and not self.sequences.done:

@@ -179,7 +179,7 @@ class Target:
 
     def fit(self, tree: DraftTree) -> DraftTree:
         """As much of the tree as there is room for in a cache of fixed size."""
-        columns = capacity(self.cache)
+        columns = capacity(self.cache) if tree.num_nodes > 1 else None
         return tree if columns is None else tree.first(columns - max(self.lengths))
 
     def verify(self, tree: DraftTree) -> torch.Tensor:
