@@ -13,8 +13,9 @@ https://huggingface.co/papers/2401.02415), so that nothing is unlearned:
     python scripts/train_demo_target.py stage1 --data train.jsonl.xz --tokenizer TOKENIZER --output runs/target
     python scripts/train_demo_target.py stage2 --data train.jsonl.xz --tokenizer TOKENIZER --output runs/target
 
-`mix` instead of a stage writes the conversations that are trained as `mix.jsonl`, whose prompts the head's answers are
-made from (docs/training.md). A stage that was interrupted goes on from its newest checkpoint when it is started again.
+`mix` instead of a stage writes the conversations that are trained as `mix.jsonl`, or with `--domain` those of one
+domain; the head's answers are made from their prompts (docs/training.md). A stage that was interrupted goes on from its
+newest checkpoint when it is started again.
 `--size large` trains the 24-layer, 256-wide model with the wide mix instead, which is meant for a GPU.
 
 On two AMD EPYC cores with bfloat16 instructions stage 1 took about 2 h 24 min, stage 2 an hour, with other work beside
@@ -73,13 +74,16 @@ STAGES = {
 }
 
 
-def read_conversations(path: Path, size: Size) -> list[list[dict[str, str]]]:
-    """Read the conversations of the mix: complete answers, chat in ASCII and not longer than the model can learn."""
+def read_conversations(path: Path, size: Size, domain: str | None = None) -> list[list[dict[str, str]]]:
+    """
+    Read the conversations of the mix, or those of one domain: complete answers, chat in ASCII and not longer than the
+    model can learn.
+    """
     conversations = []
     with lzma.open(path, "rt") if path.suffix == ".xz" else open(path) as lines:
         for line in lines:
             row = json.loads(line)
-            if row["source"] not in size.sources or row.get("finished") is False:
+            if row["source"] not in size.sources or row.get("finished") is False or domain not in (None, row["domain"]):
                 continue
             text = "".join(message["content"] for message in row["messages"])
             if row["domain"] == "chat" and (len(text) > size.max_chat_chars or not text.isascii()):
@@ -141,6 +145,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="folder of the tokenizer, with its chat template")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the trained model")
     parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--domain", choices=["chat", "code", "math"], help="mix: conversations of this domain only")
     parser.add_argument("--max_steps", type=int, help="fewer steps than the recipe's, for trials")
     parser.add_argument("--batch_size", type=int, help="blocks per step, instead of the recipe's tokens per step")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="compile the model")
@@ -151,7 +156,7 @@ def main() -> None:
     if args.stage == "mix":
         args.output.mkdir(parents=True, exist_ok=True)
         with open(args.output / "mix.jsonl", "w") as file:
-            for messages in read_conversations(args.data, size):
+            for messages in read_conversations(args.data, size, args.domain):
                 file.write(json.dumps({"messages": messages}) + "\n")
         return
     if args.tokenizer is None:

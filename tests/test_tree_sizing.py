@@ -65,6 +65,15 @@ def test_costs_are_those_of_the_machine():
     assert costs.predict((1, 1, 4, 10)) == pytest.approx(PLAIN + LEARN + DRAFT + 4 * LEVEL + 10 * NODE, rel=0.02)
 
 
+@pytest.mark.parametrize(("others", "slow"), [(1, 2), (4, 3)])
+def test_plain_steps_that_something_held_up_do_not_count(others, slow):
+    """Drafts would seem to save what they do not, and no plain step would be left to show it."""
+    costs = StepCosts()
+    for seconds in [PLAIN] * others + [3 * PLAIN] * slow:
+        costs.observe((0, 0, 0, 0), seconds)
+    assert costs.plain == PLAIN
+
+
 def test_steps_that_compile_are_soon_forgotten(monkeypatch):
     """The first plain step and the first drafted one compile their graphs, which takes thousands of times as long."""
     machine, sizing, durations = Machine(monkeypatch, accept=0.8), TreeSizing(), {"plain": 40.0, "drafted": 30.0}

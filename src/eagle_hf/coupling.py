@@ -21,6 +21,8 @@ than that token's probability, however good the head. Nothing here can change th
 does.
 """
 
+from collections.abc import Callable
+
 import torch
 
 
@@ -32,6 +34,32 @@ Noise = tuple[torch.Tensor, torch.Tensor]
 def at_levels(noise: Noise | None, level: int, num_levels: int = 1) -> Noise | None:
     """The noise of `num_levels` levels from `level` on; the children of the root are level 1."""
     return None if noise is None else (noise[0][:, level - 1 : level - 1 + num_levels], noise[1])
+
+
+class NoiseAhead:
+    """
+    The noise of one tree's levels, drawn a few levels at a time: most trees of automatic size end early.
+
+    Args:
+        draw (`Callable`): The noise of so many levels from the first on, in the draft's vocabulary, if there is any.
+        num_levels (`int`): Levels that the tree may have.
+    """
+
+    FIRST_LEVELS = 2
+
+    def __init__(self, draw: Callable[[int], Noise | None], num_levels: int):
+        self._draw = draw
+        self._most = num_levels
+        self._num_drawn = 0
+        self._noise: Noise | None = None
+
+    def at_levels(self, level: int, num_levels: int = 1) -> Noise | None:
+        """As [`at_levels`]."""
+        last = min(level - 1 + num_levels, self._most)
+        if last > self._num_drawn:
+            self._num_drawn = min(max(last, self.FIRST_LEVELS, 2 * self._num_drawn), self._most)
+            self._noise = self._draw(self._num_drawn)
+        return at_levels(self._noise, level, num_levels)
 
 
 def for_vocabulary(noise: Noise, target_ids: torch.Tensor | None, vocab_size: int) -> Noise | None:
@@ -48,7 +76,8 @@ def for_vocabulary(noise: Noise, target_ids: torch.Tensor | None, vocab_size: in
     """
     gumbels, inverse_temperature = noise
     if target_ids is not None:
-        return gumbels.index_select(-1, target_ids), inverse_temperature
+        index = target_ids.expand(*gumbels.shape[:-1], -1)
+        return gumbels.gather(-1, index), inverse_temperature  # some twenty times as fast as `index_select` on a CPU
     return (gumbels[..., :vocab_size], inverse_temperature) if vocab_size <= gumbels.shape[-1] else None
 
 

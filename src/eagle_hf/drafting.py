@@ -11,13 +11,14 @@ cache of the head   (f0,t1) (f1,t2) ... (f[n-1],root) | level 1: K rows | level 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from transformers import CompileConfig
 
 from .attention import Rotary
 from .compiled_draft import CompiledDraftNetwork
-from .coupling import Noise, at_levels, for_vocabulary
+from .coupling import Noise, NoiseAhead, for_vocabulary
 from .draft_network import DraftNetwork
 from .draft_options import DraftOptions
 from .dynamic_tree import grow_dynamic_tree, take
@@ -79,7 +80,7 @@ class Drafter:
         self._root_positions: list[int] = []  # position of the newest token
         self._prompt_mask: torch.Tensor | None = None  # (batch_size, prompt_len), None where the prompt has no padding
         self._placeholder: torch.Tensor | None = None
-        self._noise: Noise | None = None  # that the tree's tokens will be sampled with
+        self._noise = NoiseAhead(lambda num_levels: None, 0)  # that the tree's tokens will be sampled with
         self.mask_token_id = draft.config.mask_token_id  # P-EAGLE: what stands for an unknown token
         self._last_hidden = torch.empty(0)  # (batch_size, 1, hidden_size): output at the newest true feature
 
@@ -253,7 +254,7 @@ class Drafter:
             self.sizing.end_step(sum(counts) / max(len(counts), 1))
         if max_depth < 1 or self.is_stopped or not self.sizing.begin_step():
             return DraftTree.root_only(roots)
-        self._noise = self._draft_noise(max_depth, noise_ahead)
+        self._noise = NoiseAhead(partial(self._draft_noise, noise_ahead), min(max_depth, self.options.max_depth))
         if self.draft.config.parallel_drafting or self.options.draft_tree == "static":
             self._read_unread()
             self.network.begin_guesses()
@@ -274,8 +275,8 @@ class Drafter:
         self.network.cut(max(self._lengths))
         return tree
 
-    def _draft_noise(self, max_depth: int, noise_ahead: Callable[[int], Noise | None] | None) -> Noise | None:
-        noise = noise_ahead(min(max_depth, self.options.max_depth)) if noise_ahead is not None else None
+    def _draft_noise(self, noise_ahead: Callable[[int], Noise | None] | None, num_levels: int) -> Noise | None:
+        noise = noise_ahead(num_levels) if noise_ahead is not None else None
         if noise is None:
             return None
         noise = noise[0].to(self.draft.device), noise[1].to(self.draft.device)
@@ -303,7 +304,7 @@ class Drafter:
             rotary = self._rotary.rows(self._root_positions, depth)
             return network.grow(
                 roots, self._last_hidden, self.visible_past(1), rotary, self._target_ids,
-                at_levels(self._noise, 1, depth), width, depth, num_nodes,
+                self._noise.at_levels(1, depth), width, depth, num_nodes,
             )  # fmt: skip
         features, tokens = self._join_unread()
         if (too_many := tokens.shape[1] - network.max_new) > 0:  # after steps without a tree
@@ -311,7 +312,7 @@ class Drafter:
             features, tokens = features[:, too_many:], tokens[:, too_many:]
         rotary = self._rotary.rows(self._root_positions, network.max_new + depth)
         tree = network.read_and_grow(
-            features, tokens, self.visible_past(1), rotary, self._target_ids, at_levels(self._noise, 1, depth), width,
+            features, tokens, self.visible_past(1), rotary, self._target_ids, self._noise.at_levels(1, depth), width,
             depth, num_nodes,
         )  # fmt: skip
         self._lengths, self._root_positions, self._unread = (
@@ -374,7 +375,7 @@ class Drafter:
         Returns:
             Log-probabilities and **draft** ids, both of shape `(batch_size, num_rows, width)`.
         """
-        return self.network.top_children(hidden, width, at_levels(self._noise, level, num_levels))
+        return self.network.top_children(hidden, width, self._noise.at_levels(level, num_levels))
 
     def expand(
         self, hidden: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor, width: int, level: int
@@ -387,7 +388,7 @@ class Drafter:
             children, both of shape `(batch_size, num_rows, width)`.
         """
         sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=True)
-        return self.network.expand(hidden, tokens, rotary, mask, sliding_mask, width, at_levels(self._noise, level))
+        return self.network.expand(hidden, tokens, rotary, mask, sliding_mask, width, self._noise.at_levels(level))
 
     @property
     def num_forwards(self) -> int:

@@ -37,7 +37,7 @@ def command(pair, tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"prompt": "abc"}\n{"nothing": 1}\n{"turns": ["xyz", "next"]}\n')
     return [
         "bench", *pair, "--tasks", str(tmp_path / "mine.jsonl"), "--max_new_tokens", "6", "--repeats", "2",
-        "--threads", "1", "--output", str(tmp_path / "out"),
+        "--warm_up", "0", "--threads", "1", "--output", str(tmp_path / "out"),
     ]  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def test_it_measures_reports_compares_and_fills_a_card(command, pair, tmp_path, 
     result = json.loads((out / "results.json").read_text())
     assert result["command"].startswith("eagle-hf bench --target")
     assert set(result["methods"]) == {"plain", "eagle", "eagle 3/2/2", "prompt_lookup"}
+    assert (result["settings"]["repeats"], result["settings"]["warm_up"]) == (2, 0)
     assert not (out / "finished_prompts.jsonl").exists()
 
     assert main(["bench", "--compare", str(out), str(out / "results.json")]) == 0
@@ -117,6 +118,7 @@ def test_without_matplotlib_there_is_a_report_and_a_hint(command, capsys, monkey
         (["--target", "t", "--draft", "d", "--tasks", "missing.jsonl"], "missing.jsonl"),
         (["--target", "t", "--draft", "d", "--tasks", "x.jsonl", "--trees", "15"], "NODES/DEPTH/WIDTH"),
         (["--target", "t", "--draft", "d", "--tasks", "x.jsonl", "--repeats", "0"], "`repeats`"),
+        (["--target", "t", "--draft", "d", "--tasks", "x.jsonl", "--warm_up", "-1"], "`warm_up`"),
         (["--compare", "nowhere.json", "nothing.json"], "nowhere.json"),
     ],
 )

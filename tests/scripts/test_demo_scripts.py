@@ -90,6 +90,10 @@ def test_the_larger_target_is_one_option_away(data, tmp_path):
 def test_the_head_is_trained_by_the_commands_of_its_card(data, target, tmp_path):
     run("scripts/train_demo_target.py", "mix", "--data", data, "--output", tmp_path)
     assert len((tmp_path / "mix.jsonl").read_text().splitlines()) == 40  # the unfinished one is left out
+    for domain, expected in (("math", 40), ("chat", 0)):
+        folder = tmp_path / domain
+        run("scripts/train_demo_target.py", "mix", "--domain", domain, "--data", data, "--output", folder)
+        assert len((folder / "mix.jsonl").read_text().splitlines()) == expected
     command = ["-m", "eagle_hf.cli.main"]
     run(
         *command, "prepare", "--target", target, "--data", tmp_path / "mix.jsonl", "--output",

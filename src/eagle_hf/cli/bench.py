@@ -71,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="plain and head also with a static cache and compiled steps")
     add("--max_new_tokens", "--max-new-tokens", type=int, default=256, help="most tokens of an answer (default: 256)")
     add("--repeats", type=int, default=3, help="how often every method answers a prompt (default: 3)")
+    add(
+        "--warm_up", "--warm-up", type=int, default=1, help="generations of every method that do not count (default: 1)"
+    )
     add("--seed", type=int, default=0, help="seed of the first prompt of a task (default: 0)")
     add(
         "--no_metrics", "--no-metrics", action="store_true", help="leave out n-alpha and calibration, which take longer"
@@ -114,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
         temperatures=tuple(args.temperatures),
         max_new_tokens=args.max_new_tokens,
         repeats=args.repeats,
+        warm_up=args.warm_up,
         seed=args.seed,
         metrics=not args.no_metrics,
     )

@@ -52,7 +52,8 @@ class SamplingNoise:
         offsets = torch.tensor(first_columns, device=self.device)[:, None] - self._first
         rows = (offsets + depths) * batch_size + torch.arange(batch_size, device=self.device)[:, None]
         # Selecting whole rows copies them; indexing would go through every number.
-        return torch.cat(self._blocks).index_select(0, rows.flatten()).view(*depths.shape, vocab_size)
+        blocks = self._blocks[: max(first_columns) - self._first + max_depth + 1]
+        return torch.cat(blocks).index_select(0, rows.flatten()).view(*depths.shape, vocab_size)
 
     def gumbels(self, first_columns: list[int], num_columns: int) -> torch.Tensor:
         """
