@@ -133,6 +133,21 @@ def test_the_exponent_makes_expected_tokens_those_that_are_accepted(monkeypatch,
     assert expected == pytest.approx(tokens, rel=0.15)
 
 
+@pytest.mark.parametrize(("looked_up", "accepted"), [(False, 0), (False, 6), (True, 0), (True, 6)])
+def test_confidence_is_learned_from_what_was_drafted_alone(looked_up, accepted):
+    """Looked-up tokens are accepted by texts that repeat themselves, whatever the head thinks."""
+    sizing, tree = TreeSizing(), DraftTree.from_paths(3, [[5, 6, 7]])
+    while not sizing.begin_step():
+        sizing.end_step(1.0)
+    sizing.drafted(torch.tensor([[0.0, -1.0, -2.0]]), 2)
+    if looked_up:
+        sizing.verifies(tree)
+    sizing.end_step(1.0 + accepted)
+    assert (sizing.exponent == 1.0) is looked_up
+    if not looked_up:
+        assert (sizing.exponent < 1.0) is (accepted > 0)
+
+
 def test_a_node_pays_if_its_tokens_are_worth_its_time():
     sizing = TreeSizing(exponent=0.5)
     sizing.costs.plain_steps.extend([PLAIN] * 3)

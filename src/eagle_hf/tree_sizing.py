@@ -150,14 +150,14 @@ class TreeSizing:
     _parts: Parts | None = None
     _is_first: bool = True  # of a text
     _level_total: float = 0.0  # tokens that the level above adds
-    _expected: float = 0.0  # drafted tokens of this step that should be accepted
+    _expected: float | None = None  # drafted tokens of this step that should be accepted, if nothing was looked up
 
     # ------------------------------------------------------------------ the size of a tree
 
     def begin_step(self) -> bool:
         """Whether to draft in this step. Must be followed by `end_step`, except at the end of a text."""
         self._started = time.perf_counter()
-        self._parts, self._expected = (0, 0, 0, 0), 0.0
+        self._parts, self._expected = (0, 0, 0, 0), None
         # Plain steps are measured anew in every text, as they take longer in longer ones.
         self.is_measuring = self._is_first or len(self.costs.plain_steps) < self._FIRST_PLAIN_STEPS
         if self.is_measuring:
@@ -211,10 +211,12 @@ class TreeSizing:
             self._expected = float(torch.exp(scores[:, 1:].float() * self.exponent).sum()) / len(scores)
 
     def verifies(self, tree: DraftTree) -> None:
-        """Note nodes of this step's tree that were not drafted but looked up."""
+        """
+        Note nodes of this step's tree that were not drafted but looked up. What is accepted of them says nothing about
+        the draft's confidence.
+        """
         if self._parts is not None and tree.num_nodes - 1 > self._parts[3]:
-            retrieved = tree.scores[:, self._parts[3] + 1 :]
-            self._expected += float(retrieved.exp().sum()) / len(retrieved)
+            self._expected = None
             self._parts = (*self._parts[:3], tree.num_nodes - 1)
 
     def end_step(self, tokens: float) -> None:
@@ -236,7 +238,7 @@ class TreeSizing:
         self.num_drafted_steps += 1
         self.num_levels += parts[2]
         self.num_nodes += parts[3]
-        if parts[3]:
+        if self._expected is not None:
             error = (tokens - 1) - self._expected
             self.exponent = min(max(self.exponent * math.exp(-0.02 * error), 0.2), 3.0)
         self._judge(tokens * self.costs.plain - seconds)
