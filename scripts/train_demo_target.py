@@ -16,7 +16,9 @@ https://huggingface.co/papers/2401.02415), so that nothing is unlearned:
 `mix` instead of a stage writes the conversations that are trained as `mix.jsonl`, or with `--domain` those of one
 domain; the head's answers are made from their prompts (docs/training.md). A stage that was interrupted goes on from its
 newest checkpoint when it is started again.
-`--size large` trains the 24-layer, 256-wide model with the wide mix instead, which is meant for a GPU.
+`--size large` trains the 24-layer, 256-wide model with the wide mix instead, which is meant for a GPU. Stage 1 of
+`--size assistant` trains two layers with about as many parameters as the demo's head has: the small draft model of
+ordinary assisted decoding, which the head is compared with (docs/performance.md).
 
 On two AMD EPYC cores with bfloat16 instructions stage 1 took about 2 h 24 min, stage 2 an hour, with other work beside
 them and with glibc told to keep its memory (see docs/training.md). On a GPU it was not timed.
@@ -55,6 +57,7 @@ class Size:
 SIZES = {
     "small": Size(192, 24, 448, 3, 1, frozenset(NARROW_MIX), max_chat_chars=900),
     "large": Size(256, 24, 704, 4, 2, frozenset(WIDE_MIX), max_chat_chars=4000),
+    "assistant": Size(128, 3, 320, 2, 1, frozenset(NARROW_MIX), max_chat_chars=900),
 }
 
 

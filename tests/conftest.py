@@ -61,7 +61,9 @@ def golden_case(request) -> GoldenCase:
 
 
 def golden_draft(name: str) -> EagleDraftModel:
-    return EagleDraftModel.from_pretrained(GOLDEN / "drafts" / name)
+    draft = EagleDraftModel.from_pretrained(GOLDEN / "drafts" / name)
+    draft.generation_config.draft_tree = "dynamic"  # the reference's; left open, it would be sized on a CPU
+    return draft
 
 
 def use_options(draft: EagleDraftModel, **options) -> EagleDraftModel:

@@ -11,7 +11,10 @@ from eagle_hf import DraftTree, EagleConfig, EagleDraftModel
 
 
 def random_draft(target: PreTrainedModel, eagle_version: int = 3, **config) -> EagleDraftModel:
-    """A head with random weights that fits the target; the global generator is left as it was."""
+    """
+    A head with random weights that fits the target, and that drafts a tree in every step (left open, it would soon
+    draft nothing on a CPU); the global generator is left as it was.
+    """
     text_config = target.config.get_text_config(decoder=True)
     settings = {
         "eagle_version": eagle_version,
@@ -26,7 +29,10 @@ def random_draft(target: PreTrainedModel, eagle_version: int = 3, **config) -> E
     }
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return EagleDraftModel(EagleConfig(**(settings | config))).to(target.dtype).eval()
+        draft = EagleDraftModel(EagleConfig(**(settings | config))).to(target.dtype).eval()
+    if not draft.config.parallel_drafting:
+        draft.generation_config.draft_tree = "dynamic"
+    return draft
 
 
 class ScriptedDrafter:

@@ -25,6 +25,19 @@ def test_fields_that_are_not_set_keep_their_defaults():
 
 
 @pytest.mark.parametrize(
+    ("device_type", "expected"), [("cpu", "auto"), ("cuda", "dynamic"), ("mps", "dynamic"), (None, "dynamic")]
+)
+def test_a_tree_that_nobody_chose_is_sized_where_more_nodes_take_longer(tmp_path, device_type, expected):
+    DraftOptions.open_generation_config().save_pretrained(tmp_path)
+    for config in (GenerationConfig.from_pretrained(tmp_path), GenerationConfig()):
+        options = DraftOptions.from_generation_config(config, device_type)
+        assert options == DraftOptions(draft_tree=expected)
+    for kind in ("dynamic", "auto", "static", "chain"):
+        config = DraftOptions(draft_tree=kind).to_generation_config()
+        assert DraftOptions.from_generation_config(config, device_type).draft_tree == kind
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"draft_retrieval": -1}, "must be 0 or a positive integer, got -1"),

@@ -212,3 +212,62 @@ def test_looked_up_nodes_make_a_step_no_plain_one():
     sizing.verifies(DraftTree.root_only(torch.tensor([3])))
     sizing.end_step(1.0)
     assert len(sizing.costs.plain_steps) == len(measured) + 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_text_loses_little_where_drafts_about_break_even(monkeypatch, seed):
+    """No single step shows it: a drafted one takes 1.5 plain ones and adds 1.3 tokens on average."""
+    slow = {"LEARN": 0.002, "DRAFT": 0.002, "LEVEL": 0.0003, "NODE": 0.0001}
+    for name, value in slow.items():
+        monkeypatch.setattr(f"{__name__}.{name}", value)
+    bounds = []
+    for most_lost in (TreeSizing._MOST_LOST, math.inf):
+        monkeypatch.setattr(TreeSizing, "_MOST_LOST", most_lost)
+        machine, sizing = Machine(monkeypatch, accept=0.25, seed=seed), TreeSizing(exponent=0.2)
+        monkeypatch.setattr(sizing, "_judge", lambda saved: None)  # that pauses are not what bounds it
+        seconds, tokens, learned = machine.run(sizing, 400, confidence=0.9)
+        assert learned > 5
+        bounds.append(seconds - tokens * PLAIN)
+    # Three steps, a hundredth of the others, and the one step that went beyond.
+    assert bounds[0] < (3 + 0.01 * 400 + 1) * PLAIN
+    assert bounds[1] > 2 * bounds[0]
+
+
+def test_every_text_begins_with_the_same_to_lose(monkeypatch):
+    class Model:
+        pass
+
+    head, target = Model(), Model()
+    monkeypatch.setattr(TreeSizing, "_SHARE_LOST", 0.0)
+    sizing = known_sizing(head, target, ())
+    sizing._balance = -99.0
+    sizing.costs.plain_steps.extend([PLAIN] * 3)
+    sizing._is_first = False
+    assert not sizing.begin_step()
+    remember(head, target, (), sizing)
+    following = known_sizing(head, target, ())
+    assert not following.begin_step()
+    assert following.is_measuring
+    following.end_step(1.0)
+    assert following.begin_step()
+
+
+@pytest.mark.parametrize(("saved", "again"), [(0.1 * PLAIN, True), (0.5 * PLAIN, False)])
+def test_plain_steps_are_measured_again_where_drafts_save_little(monkeypatch, saved, again):
+    """The machine may have been slow when they were: drafts would seem to pay to the end of the text."""
+    machine, sizing = Machine(monkeypatch, accept=0.9), TreeSizing()
+    machine.run(sizing, 5, confidence=0.9)
+    monkeypatch.setattr(sizing, "_judge", lambda _: None)
+    sizing._saved, measured = saved, 0
+    for _ in range(100):
+        measured += sizing._is_plain_due()
+        machine.run(sizing, 1, confidence=0.9)
+    assert measured == (6 if again else 0)  # every seventeenth step
+
+
+def test_one_failure_is_no_reason_to_pause(monkeypatch):
+    """The first drafted step of a process, say; how far steps vary is not known then."""
+    machine, sizing = Machine(monkeypatch, accept=0.0), TreeSizing()
+    machine.run(sizing, TreeSizing._FIRST_PLAIN_STEPS + 1, confidence=0.9)
+    assert sizing.num_drafted_steps == 1
+    assert sizing.begin_step()

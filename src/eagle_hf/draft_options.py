@@ -27,7 +27,8 @@ class DraftOptions:
         draft_tree (`str`, defaults to `"dynamic"`):
             `"dynamic"` grows the most likely nodes first (EAGLE-2, section 4). `"auto"` does so as far as it pays by
             the times measured while generating, and drafts nothing where it does not (docs/tree.md). `"static"` has the
-            same shape in every step (EAGLE-1), `"chain"` drafts one token after the other.
+            same shape in every step (EAGLE-1), `"chain"` drafts one token after the other. Heads whose
+            `generation_config` leaves it open draft trees of `"auto"` size on a CPU, and `"dynamic"` ones elsewhere.
         num_assistant_tokens (`int`, defaults to 59):
             Nodes drafted per step, the root excluded (the authors' `total_token - 1`). Not used by `"static"`.
         draft_depth (`int`, defaults to 8): Most drafted tokens on a path (the authors' `depth + 1`).
@@ -118,9 +119,16 @@ class DraftOptions:
         return self.draft_depth * (1 if self.draft_tree == "chain" else self.draft_width)
 
     @classmethod
-    def from_generation_config(cls, generation_config: GenerationConfig) -> "DraftOptions":
+    def from_generation_config(
+        cls, generation_config: GenerationConfig, device_type: str | None = None
+    ) -> "DraftOptions":
         """
         Read the options from `draft.generation_config`. Fields that are not set keep their defaults.
+
+        Args:
+            generation_config ([`~transformers.GenerationConfig`]): That of the head.
+            device_type (`str`, *optional*): Where the head runs: on a `"cpu"`, where verifying more nodes takes longer,
+                the size of trees that nobody has chosen is found by measurement.
 
         Raises:
             `ValueError`: if a value is out of range, or a `draft_*` field does not exist (a misspelt option).
@@ -132,7 +140,8 @@ class DraftOptions:
                 f"`draft.generation_config` has unknown draft options {unknown}. "
                 f"Known: {', '.join(cls.__dataclass_fields__)}."
             )
-        return cls(**{name: value for name, value in fields.items() if value is not None})
+        chosen = {name: value for name, value in fields.items() if value is not None}
+        return cls(**({"draft_tree": "auto"} if device_type == "cpu" else {}) | chosen)
 
     def as_chain(self) -> "DraftOptions":
         """The same options for a chain. One of automatic size stays that: with one child per node it is a chain."""
@@ -141,3 +150,10 @@ class DraftOptions:
     def to_generation_config(self) -> GenerationConfig:
         """A generation config with these options, to be set as `draft.generation_config`."""
         return GenerationConfig(**{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    @classmethod
+    def open_generation_config(cls) -> GenerationConfig:
+        """The defaults, with the kind of tree left open, as heads have it whose trees nobody has chosen."""
+        config = cls().to_generation_config()
+        config.draft_tree = None
+        return config

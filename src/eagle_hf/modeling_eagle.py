@@ -117,9 +117,9 @@ class EagleDraftModel(PreTrainedModel):
             self.register_buffer("d2t", torch.zeros(cast(int, config.draft_vocab_size), dtype=torch.long))
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False  # of the unrolls of training
-        # A head that drafts in parallel knows nothing of branches.
-        tree = "chain" if config.parallel_drafting else "dynamic"
-        self.generation_config = DraftOptions(draft_tree=tree).to_generation_config()
+        self.generation_config = DraftOptions.open_generation_config()
+        if config.parallel_drafting:  # knows nothing of branches
+            self.generation_config.draft_tree = "chain"
         # Unless the user chose them when loading, `generate` brings the head to its target's device and dtype.
         self.has_explicit_device = self.has_explicit_dtype = False
         self.post_init()

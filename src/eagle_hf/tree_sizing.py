@@ -11,7 +11,9 @@ seconds = plain + learn                             the head reads the features 
 
 and a drafted token is worth the time that a token takes at present. So a node pays if its probability is at least
 `node / seconds per token`, another level if the tokens it may add are worth more than `level`, and drafting at all if
-the steps of late were faster than plain ones; if not, the head pauses, and tries again later.
+the steps of late were faster than plain ones; if not, the head pauses, and tries again later. Where drafting about
+breaks even, that shows late or never; so what a text may lose to drafts is bounded: three plain steps, and one percent
+of those that draft nothing.
 
 How probable a node is, the draft says by its confidence: probabilities of paths are close to the rates at which they
 are accepted (EAGLE-2, section 3), up to an exponent, which is fitted to what is accepted. Greedy decoding accepts the
@@ -129,9 +131,12 @@ class TreeSizing:
         exponent (`float`): Rates at which paths are accepted are the draft's probabilities to this power.
     """
 
-    _FIRST_PLAIN_STEPS = 3
+    _FIRST_PLAIN_STEPS = 2
     _LONGEST_PAUSE = 128
     _PAUSE_GROWTH = 4
+    _MEASURED_AGAIN = 16  # steps after which a plain one is due, where drafts save little
+    _MOST_LOST = 3.0  # plain steps that drafts may cost a text in vain ...
+    _SHARE_LOST = 0.01  # ... and this share of those that drafted nothing
 
     costs: StepCosts = field(default_factory=StepCosts)
     exponent: float = 1.0
@@ -145,6 +150,8 @@ class TreeSizing:
     _spread: float = 0.0  # how far from that single steps were
     _pause: int = 3  # steps of the next pause
     _paused: int = 0  # steps of this pause still to come
+    _since_plain: int = 0  # steps since the last plain one
+    _balance: float = 0.0  # seconds that drafts saved in this text, and what they may lose on top
     is_measuring: bool = False  # whether the step has to be a plain one, so that its time is known
     _started: float = 0.0
     _parts: Parts | None = None
@@ -158,16 +165,27 @@ class TreeSizing:
         """Whether to draft in this step. Must be followed by `end_step`, except at the end of a text."""
         self._started = time.perf_counter()
         self._parts, self._expected = (0, 0, 0, 0), None
-        # Plain steps are measured anew in every text, as they take longer in longer ones.
-        self.is_measuring = self._is_first or len(self.costs.plain_steps) < self._FIRST_PLAIN_STEPS
+        self.is_measuring = self._is_plain_due()
+        self._since_plain += 1
         if self.is_measuring:
             self._is_first = False
             return False
         if self._paused:
             self._paused -= 1
             return False
+        if self._balance < -self._MOST_LOST * self.costs.plain:
+            return False
         self._parts = (1, 0, 0, 0)
         return True
+
+    def _is_plain_due(self) -> bool:
+        """
+        Plain steps are measured anew in every text, as they take longer in longer ones; and again in it where drafts
+        save so little that a machine of varying speed decides whether they do.
+        """
+        if self._is_first or len(self.costs.plain_steps) < self._FIRST_PLAIN_STEPS:
+            return True
+        return self._since_plain >= self._MEASURED_AGAIN and self._saved < 0.25 * self.costs.plain
 
     @property
     def seconds_per_token(self) -> float:
@@ -234,6 +252,8 @@ class TreeSizing:
             self._tokens = 0.95 * self._tokens + tokens
         if not parts[0]:
             self.num_plain_steps += 1
+            self._since_plain = 0
+            self._balance += self._SHARE_LOST * self.costs.plain
             return
         self.num_drafted_steps += 1
         self.num_levels += parts[2]
@@ -241,13 +261,16 @@ class TreeSizing:
         if self._expected is not None:
             error = (tokens - 1) - self._expected
             self.exponent = min(max(self.exponent * math.exp(-0.02 * error), 0.2), 3.0)
-        self._judge(tokens * self.costs.plain - seconds)
+        saved = tokens * self.costs.plain - seconds
+        self._balance += saved
+        self._judge(saved)
 
     def _judge(self, saved: float) -> None:
         """
         Pause where drafting has cost more than it saved, and clearly so: a few unlucky steps say little. Each pause is
         longer than the last; they get shorter again while drafting pays.
         """
+        self._spread = self._spread or self.costs.plain  # what it will be is not known yet
         self._saved = 0.9 * self._saved + 0.1 * saved
         self._spread = 0.9 * self._spread + 0.1 * abs(saved - self._saved)
         if self._saved > 0:
@@ -291,7 +314,8 @@ def known_sizing(draft: object, target: object, situation: tuple) -> TreeSizing:
     sizing = TreeSizing() if known is None else copy.deepcopy(known)
     # Costs and confidence hold in the next text too; whether drafting pays in it is seen anew.
     sizing._is_first, sizing._parts = True, None
-    sizing._saved, sizing._pause, sizing._paused = 0.0, 3, 0
+    sizing._saved, sizing._balance, sizing._pause, sizing._paused = 0.0, 0.0, 3, 0
+    sizing._since_plain = 0
     sizing.num_plain_steps = sizing.num_drafted_steps = sizing.num_nodes = sizing.num_levels = 0
     return sizing
 

@@ -53,7 +53,7 @@ def make_methods(
     Plain `generate`, the head as it is, and whatever else is asked for.
 
     Args:
-        draft ([`EagleDraftModel`]): The head; its `generation_config` says how it drafts.
+        draft ([`EagleDraftModel`]): The head, on its target's device; its `generation_config` says how it drafts.
         baselines (`Sequence[str]`, *optional*): `"prompt_lookup"`, `"assisted"`; `"plain"` is always measured.
         assistant_model ([`~transformers.PreTrainedModel`], *optional*): The small model of `"assisted"`.
         prompt_lookup_num_tokens (`int`, *optional*, defaults to 10): Tokens that prompt lookup proposes.
@@ -69,7 +69,7 @@ def make_methods(
         raise ValueError(f"Unknown baselines {unknown}. Known: {', '.join(BASELINES)}.")
     if ("assisted" in baselines) != (assistant_model is not None):
         raise ValueError("The baseline `assisted` and the small model that assists (`assistant_model`) go together.")
-    own = DraftOptions.from_generation_config(draft.generation_config)
+    own = DraftOptions.from_generation_config(draft.generation_config, draft.device.type)
     methods = [Method(PLAIN), _eagle(EAGLE, own, None)]
     for tree in dict.fromkeys(trees):
         nodes, depth, width = tree

@@ -63,9 +63,9 @@ def run_benchmark(
             with other settings.
     """
     settings = settings or BenchmarkSettings()
-    methods = list(methods if methods is not None else make_methods(draft))
     check_pair(target, draft)
     align_draft(target, draft)
+    methods = list(methods if methods is not None else make_methods(draft))
     measuring = Measuring(target, draft, tokenizer, methods, settings)
     jobs = [(prompt, t) for prompts in tasks.prompts.values() for prompt in prompts for t in settings.temperatures]
     fingerprint = _fingerprint(measuring)

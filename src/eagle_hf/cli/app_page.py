@@ -51,7 +51,7 @@ class Comparison:
         if not prompt.strip():
             raise gr.Error("The prompt is empty.")
         before = self.pair.draft.generation_config
-        options = DraftOptions.from_generation_config(before)
+        options = DraftOptions.from_generation_config(before, self.pair.draft.device.type)
         kind = "dynamic" if options.draft_tree == "static" else options.draft_tree
         self.pair.draft.generation_config = DraftOptions(
             draft_tree=kind,
@@ -147,7 +147,7 @@ def make_page(pair: Pair) -> gr.Blocks:
         `gradio.Blocks`
     """
     comparison = Comparison(pair)
-    options = DraftOptions.from_generation_config(pair.draft.generation_config)
+    options = DraftOptions.from_generation_config(pair.draft.generation_config, pair.draft.device.type)
     with gr.Blocks(title="EAGLE in generate", analytics_enabled=False) as page:
         gr.Markdown(
             "# The same text, from fewer forwards\n"

@@ -149,7 +149,8 @@ class ChatSession:
 
     def settings(self) -> dict[str, Any]:
         """Names of the models and what was set, for `!status` and `!save`."""
-        options = DraftOptions.from_generation_config(self.pair.draft.generation_config)
+        draft = self.pair.draft
+        options = DraftOptions.from_generation_config(draft.generation_config, draft.device.type)
         return {
             "model_id": self.name,
             "generation_config": self.generation_config.to_diff_dict(),

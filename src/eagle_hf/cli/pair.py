@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.generation.streamers import BaseStreamer
 
 from ..generation.output import EagleGenerateOutput
+from ..generation.pairing import align_draft
 from ..modeling_eagle import EagleDraftModel
 from ..tree import DraftTree
 
@@ -74,7 +75,9 @@ class Pair:
         """Load both from the Hub or from folders, on the GPU if there is one."""
         device_map = "auto" if torch.cuda.is_available() else None
         model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, device_map=device_map).eval()
-        return cls(model, EagleDraftModel.from_pretrained(draft), AutoTokenizer.from_pretrained(target))
+        head = EagleDraftModel.from_pretrained(draft)
+        align_draft(model, head)  # how it drafts, and how it is compiled, depend on the device
+        return cls(model, head, AutoTokenizer.from_pretrained(target))
 
     def encode(self, prompt: str, raw: bool = False) -> torch.Tensor:
         """Token ids of a prompt, of shape `(1, length)`; as a user's turn of the chat template unless `raw`."""

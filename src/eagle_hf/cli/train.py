@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
         trainer.log_metrics("eval", metrics)
     folder = Path(str(training_args.output_dir)) / "head"
     if head_args.head is None:
-        head.generation_config = DraftOptions().to_generation_config()
+        head.generation_config = DraftOptions.open_generation_config()
     trainer.save_model(str(folder))
     if training_args.process_index == 0:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and paths of this machine

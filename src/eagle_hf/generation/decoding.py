@@ -68,7 +68,7 @@ def eagle_decoding(
     cache_name = cache_argument(model)
     check_cache(model_kwargs.get(cache_name))
     is_tree = can_verify_trees(model)
-    options = DraftOptions.from_generation_config(draft.generation_config)
+    options = DraftOptions.from_generation_config(draft.generation_config, draft.device.type)
     if not is_tree:
         if options.draft_tree not in ("chain", "auto"):
             logger.warning_once(
