@@ -148,6 +148,19 @@ def test_confidence_is_learned_from_what_was_drafted_alone(looked_up, accepted):
         assert (sizing.exponent < 1.0) is (accepted > 0)
 
 
+def test_the_first_steps_of_a_pair_teach_most():
+    """All calls count: the second text goes on where the first one ended."""
+    changes = []
+    for num_fitted in (0, 3, 1000):
+        sizing = TreeSizing(_num_fitted=num_fitted)
+        while not sizing.begin_step():
+            sizing.end_step(1.0)
+        sizing.drafted(torch.tensor([[0.0, -1.0]]), 1)
+        sizing.end_step(1.0 + math.exp(-1) + 1)  # one token more than expected
+        changes.append(-math.log(sizing.exponent))
+    assert changes == pytest.approx([0.1, 0.04, 0.02])
+
+
 def test_a_node_pays_if_its_tokens_are_worth_its_time():
     sizing = TreeSizing(exponent=0.5)
     sizing.costs.plain_steps.extend([PLAIN] * 3)
@@ -204,9 +217,11 @@ def test_looked_up_nodes_make_a_step_no_plain_one():
     sizing._paused = 1
     assert not sizing.begin_step()
     assert not sizing.is_measuring
+    since = sizing._since_plain
     sizing.verifies(tree)
     sizing.end_step(3.0)
     assert list(sizing.costs.plain_steps) == measured
+    assert sizing._since_plain == since > 0
     sizing._paused = 1
     sizing.begin_step()
     sizing.verifies(DraftTree.root_only(torch.tensor([3])))

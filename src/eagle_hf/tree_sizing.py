@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 
 from .tree import DraftTree
@@ -92,8 +93,8 @@ class StepCosts:
 
     plain_steps: deque[float] = field(default_factory=lambda: deque(maxlen=7))  # seconds of the latest plain steps
     extra: list[float] = field(default_factory=list)
-    _gram: torch.Tensor = field(default_factory=lambda: torch.zeros(4, 4, dtype=torch.float64))
-    _moment: torch.Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+    _gram: np.ndarray = field(default_factory=lambda: np.zeros((4, 4)))  # in a tenth of the time that tensors take
+    _moment: np.ndarray = field(default_factory=lambda: np.zeros(4))
 
     @property
     def plain(self) -> float:
@@ -107,12 +108,12 @@ class StepCosts:
             if self._gram.any():
                 return  # a plain step says nothing about the others, unless all that is known of them follows from it
         else:
-            x = torch.tensor(parts, dtype=torch.float64)
-            self._gram = self._FADING * self._gram + torch.outer(x, x)
+            x = np.array(parts, dtype=float)
+            self._gram = self._FADING * self._gram + np.outer(x, x)
             self._moment = self._FADING * self._moment + (seconds - self.plain) * x
-        weights = torch.tensor(self._SIZES, dtype=torch.float64).square()
-        prior = self.plain * torch.tensor(self._PRIOR, dtype=torch.float64)
-        solution = torch.linalg.solve(self._gram + weights.diag(), self._moment + weights * prior).tolist()
+        weights = np.square(self._SIZES)
+        prior = self.plain * np.array(self._PRIOR)
+        solution = np.linalg.solve(self._gram + np.diag(weights), self._moment + weights * prior).tolist()
         least = 0.002 * self.plain  # nothing is free, whatever noise says
         self.extra = [max(value, least) for value in solution]
 
@@ -140,6 +141,7 @@ class TreeSizing:
 
     costs: StepCosts = field(default_factory=StepCosts)
     exponent: float = 1.0
+    _num_fitted: int = 0  # steps that the exponent was fitted to, in all calls
     num_plain_steps: int = 0
     num_drafted_steps: int = 0
     num_nodes: int = 0  # of all drafted trees
@@ -252,7 +254,7 @@ class TreeSizing:
             self._tokens = 0.95 * self._tokens + tokens
         if not parts[0]:
             self.num_plain_steps += 1
-            self._since_plain = 0
+            self._since_plain = self._since_plain if parts[3] else 0  # nothing was looked up either
             self._balance += self._SHARE_LOST * self.costs.plain
             return
         self.num_drafted_steps += 1
@@ -260,7 +262,9 @@ class TreeSizing:
         self.num_nodes += parts[3]
         if self._expected is not None:
             error = (tokens - 1) - self._expected
-            self.exponent = min(max(self.exponent * math.exp(-0.02 * error), 0.2), 3.0)
+            rate = max(0.02, 0.2 / (2 + self._num_fitted))  # the first steps of a pair say most
+            self._num_fitted += 1
+            self.exponent = min(max(self.exponent * math.exp(-rate * error), 0.2), 3.0)
         saved = tokens * self.costs.plain - seconds
         self._balance += saved
         self._judge(saved)
