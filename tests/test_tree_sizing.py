@@ -211,6 +211,7 @@ def test_looked_up_nodes_make_a_step_no_plain_one():
     sizing, tree = TreeSizing(), DraftTree.from_paths(3, [[5, 6, 7]])
     while not sizing.begin_step():
         assert sizing.is_measuring
+        assert not sizing.looks_up
         sizing.end_step(1.0)
     sizing.end_step(1.0)
     measured = list(sizing.costs.plain_steps)
@@ -218,6 +219,7 @@ def test_looked_up_nodes_make_a_step_no_plain_one():
     assert not sizing.begin_step()
     assert not sizing.is_measuring
     since = sizing._since_plain
+    assert sizing.looks_up
     sizing.verifies(tree)
     sizing.end_step(3.0)
     assert list(sizing.costs.plain_steps) == measured
@@ -286,3 +288,24 @@ def test_one_failure_is_no_reason_to_pause(monkeypatch):
     machine.run(sizing, TreeSizing._FIRST_PLAIN_STEPS + 1, confidence=0.9)
     assert sizing.num_drafted_steps == 1
     assert sizing.begin_step()
+
+
+@pytest.mark.parametrize(("cost", "ends"), [(0.9 * PLAIN, True), (0.05 * PLAIN, False)])
+def test_looking_up_ends_where_it_has_lost_too_much(monkeypatch, cost, ends):
+    """In large batches, say, where a few rows repeat themselves and every row is verified with as many nodes."""
+    machine, sizing, tree = Machine(monkeypatch, accept=0.0), TreeSizing(), DraftTree.from_paths(3, [[5, 6, 7]])
+    sizing._paused = 10**6
+    tokens, num_looked_up = 0.0, 0
+    for _ in range(200):
+        sizing.begin_step()
+        looks_up = sizing.looks_up
+        if looks_up:
+            num_looked_up += 1
+            sizing.verifies(tree)
+        machine.now += PLAIN + (cost if looks_up else 0)
+        tokens += (added := 1.1 if looks_up else 1.0)
+        sizing.end_step(added)
+    lost = machine.now - tokens * PLAIN
+    assert (lost < (3 + 0.01 * 200 + 0.8) * PLAIN) or not ends
+    assert (num_looked_up < 10) is ends
+    assert num_looked_up > 1

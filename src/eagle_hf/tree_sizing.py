@@ -50,7 +50,7 @@ class FixedSizing:
     """
 
     threshold: float = 0.0
-    is_measuring: ClassVar[bool] = False
+    looks_up: ClassVar[bool] = True
 
     def begin_step(self) -> bool:
         """Drafts in every step."""
@@ -93,7 +93,7 @@ class StepCosts:
 
     plain_steps: deque[float] = field(default_factory=lambda: deque(maxlen=7))  # seconds of the latest plain steps
     extra: list[float] = field(default_factory=list)
-    _gram: np.ndarray = field(default_factory=lambda: np.zeros((4, 4)))  # in a tenth of the time that tensors take
+    _gram: np.ndarray = field(default_factory=lambda: np.zeros((4, 4)))  # faster than tensors at this size
     _moment: np.ndarray = field(default_factory=lambda: np.zeros(4))
 
     @property
@@ -175,10 +175,18 @@ class TreeSizing:
         if self._paused:
             self._paused -= 1
             return False
-        if self._balance < -self._MOST_LOST * self.costs.plain:
+        if self._has_lost_too_much():
             return False
         self._parts = (1, 0, 0, 0)
         return True
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether tokens may be looked up for this step; also in a pause, as they cost no forward of the head."""
+        return not self.is_measuring and not self._has_lost_too_much()
+
+    def _has_lost_too_much(self) -> bool:
+        return self._balance < -self._MOST_LOST * self.costs.plain
 
     def _is_plain_due(self) -> bool:
         """
@@ -252,10 +260,14 @@ class TreeSizing:
         if len(self.costs.plain_steps) >= self._FIRST_PLAIN_STEPS:  # the very first step may have compiled its graph
             self._seconds = 0.95 * self._seconds + seconds
             self._tokens = 0.95 * self._tokens + tokens
+        saved = tokens * self.costs.plain - seconds
         if not parts[0]:
             self.num_plain_steps += 1
-            self._since_plain = self._since_plain if parts[3] else 0  # nothing was looked up either
-            self._balance += self._SHARE_LOST * self.costs.plain
+            if parts[3]:  # but nodes were looked up
+                self._balance += saved
+            else:
+                self._since_plain = 0
+                self._balance += self._SHARE_LOST * self.costs.plain
             return
         self.num_drafted_steps += 1
         self.num_levels += parts[2]
@@ -265,7 +277,6 @@ class TreeSizing:
             rate = max(0.02, 0.2 / (2 + self._num_fitted))  # the first steps of a pair say most
             self._num_fitted += 1
             self.exponent = min(max(self.exponent * math.exp(-rate * error), 0.2), 3.0)
-        saved = tokens * self.costs.plain - seconds
         self._balance += saved
         self._judge(saved)
 

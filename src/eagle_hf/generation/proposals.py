@@ -61,7 +61,7 @@ class Proposals:
         """
         max_depth = self._target.clamp_depth(self._sequences.max_draft_depth())
         tree = self.drafter.grow(self._sequences.newest(), max_depth, noise_ahead if self._is_coupled else None)
-        if self._retrieval is not None and not self.drafter.sizing.is_measuring:
+        if self._retrieval is not None and self.drafter.sizing.looks_up:
             tree = self._retrieval.add_to(tree, self._sequences.new_tokens, open_rows, max_depth)
             self.drafter.sizing.verifies(tree)
         return self._target.fit(tree)
