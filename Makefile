@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest test-version test-versions test-app architectures lossless fuzz notebooks reference docs \
+.PHONY: demo test test-oldest test-version test-versions test-app architectures lossless fuzz notebooks reference figures docs \
 	bench bench-loading bench-tasks bench-training bench-retrieval bench-long bench-memory bench-batches \
 	bench-first-call soak profile sweep lint format types ci clean help
 
@@ -55,6 +55,9 @@ test-app: $(VENV)/.ready ## Test the page of `eagle-hf app` in a headless browse
 
 reference: $(VENV)/.ready ## Write docs/reference.md from the docstrings
 	$(BIN)/python scripts/reference.py
+
+figures: $(VENV)/.ready ## Write the tables of README, docs and the demo head's card from benchmarks/results
+	$(BIN)/python scripts/figures.py
 
 docs: reference ## Build the documentation as pages to browse, in build/site
 	$(INSTALL) --editable ".[docs]"

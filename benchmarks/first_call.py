@@ -1,10 +1,11 @@
 """What the first call with a head takes longer than later ones: the probe of the target, packed weights, sized trees.
 
-Every run is a process of its own: it generates plainly twice, then with the demo head four times, the same 64 tokens.
-The unit is a plain token's time. `make bench-first-call`.
+Every run is a process of its own: it generates plainly, then answers two prompts in turns with the demo head, twice each,
+64 tokens every time. The unit is a plain token's time. `make bench-first-call`.
 
-    first - later     what the first call takes longer than the median of the third and fourth
-    second - later    the same for the second one: what was found out is kept
+    first     what the first call takes longer than the third, which writes the same text
+    second    what the second one takes longer than the fourth: what was found out is kept
+    probe     what of the first call it takes to find out whether the target verifies trees
     python benchmarks/first_call.py [--json FILE]
 """
 
@@ -14,31 +15,51 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 from conditions import clock, conditions
 from speed import demo_pair, encode
 from transformers.utils import logging
 
+from eagle_hf.generation import decoding
 
-PROMPT = "Write a function to find the sum of all numbers in a list.\nUse Python."
+
+PROMPTS = (
+    "Write a function to find the sum of all numbers in a list.\nUse Python.",
+    "Tom has 12 apples. He buys 3 bags with 8 apples each and gives 10 apples away. How many apples does he have now?",
+)
 
 
 def measure(new_tokens: int) -> dict[str, float]:
     """The calls of one process, in plain tokens."""
     target, draft, tokenizer = demo_pair()
-    ids = encode(tokenizer, PROMPT)
-    seconds = []
-    for assistant in (None, None, draft, draft, draft, draft):
+    texts = [encode(tokenizer, prompt) for prompt in PROMPTS]
+
+    def seconds(ids: torch.Tensor, assistant: Any) -> float:
         start = clock()
         target.generate(
             ids, attention_mask=torch.ones_like(ids), assistant_model=assistant, do_sample=False,
             max_new_tokens=new_tokens, min_new_tokens=new_tokens, eos_token_id=None,
         )  # fmt: skip
-        seconds.append(clock() - start)
-    _, plain, first, second, *later = seconds
-    unit, usual = plain / new_tokens, statistics.mean(later)
-    return {"first": (first - usual) / unit, "second": (second - usual) / unit, "plain_ms": 1000 * unit}
+        return clock() - start
+
+    plain = [seconds(ids, None) for ids in (*texts, *texts)][2:]
+    probing: list[float] = []
+    can_verify_trees = decoding.can_verify_trees
+
+    def timed_probe(model: Any) -> bool:
+        start = clock()
+        verdict = can_verify_trees(model)
+        probing.append(clock() - start)
+        return verdict
+
+    with mock.patch.object(decoding, "can_verify_trees", timed_probe):
+        first, second, third, fourth = (seconds(ids, draft) for ids in (*texts, *texts))
+    unit = statistics.mean(plain) / new_tokens
+    parts = {"first": first - third, "second": second - fourth, "probe": probing[0] - probing[2]}
+    return {name: value / unit for name, value in parts.items()} | {"plain_ms": 1000 * unit}
 
 
 def main() -> None:
@@ -60,8 +81,8 @@ def main() -> None:
         for _ in range(args.repeats)
     ]
     median = {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
-    print("plain token {plain_ms:.2f} ms; in plain tokens: first - later {first:.1f}".format(**median), end=", ")
-    print("second - later {second:.1f}".format(**median))
+    print("plain token {plain_ms:.2f} ms; in plain tokens: first call {first:.1f}".format(**median), end=" ")
+    print("({probe:.1f} of them the probe), second {second:.1f}".format(**median))
     if args.json is not None:
         args.json.write_text(json.dumps(conditions() | {"median": median, "runs": runs}, indent=2) + "\n")
 
