@@ -309,3 +309,15 @@ def test_looking_up_ends_where_it_has_lost_too_much(monkeypatch, cost, ends):
     assert (lost < (3 + 0.01 * 200 + 0.8) * PLAIN) or not ends
     assert (num_looked_up < 10) is ends
     assert num_looked_up > 1
+
+
+def test_a_batch_whose_last_row_hardly_gains_pauses(monkeypatch):
+    """Rows gain 2.5 tokens a step on average, but the text is finished when the slowest one is."""
+    learned = []
+    for progress in (2.5, 1.1):
+        machine, sizing = Machine(monkeypatch, accept=0.9), TreeSizing()
+        end_step = sizing.end_step
+        monkeypatch.setattr(sizing, "end_step", lambda _, end=end_step, p=progress: end(2.5, p))
+        learned.append(machine.run(sizing, 100, confidence=0.9)[2])
+    assert learned[0] > 90
+    assert learned[1] < 40

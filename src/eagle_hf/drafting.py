@@ -77,6 +77,7 @@ class Drafter:
         self._rotary = RotaryTable(draft)
         self._static_plans: dict[int, StaticPlan] = {}  # by depth limit
         self._lengths: list[int] = []  # committed rows of the cache
+        self._num_accepted: list[int] = []  # new tokens of every row
         self._root_positions: list[int] = []  # position of the newest token
         self._prompt_mask: torch.Tensor | None = None  # (batch_size, prompt_len), None where the prompt has no padding
         self._placeholder: torch.Tensor | None = None
@@ -233,6 +234,15 @@ class Drafter:
         """Draft nothing any more: from now on every step is a plain one."""
         self.is_stopped = True
 
+    def _end_step(self, counts: Sequence[int]) -> None:
+        """Tell what the last step brought: `counts` tokens to every row, none to rows that had finished before."""
+        before = self._num_accepted or [0] * len(counts)
+        self._num_accepted = [n + count for n, count in zip(before, counts, strict=True)]
+        rows = [row for row, count in enumerate(counts) if count]
+        if rows:
+            progress = min(self._num_accepted[row] for row in rows) - min(before[row] for row in rows)
+            self.sizing.end_step(sum(counts) / len(rows), progress)
+
     @torch.inference_mode()
     def grow(
         self, roots: torch.Tensor, max_depth: int, noise_ahead: Callable[[int], Noise | None] | None = None
@@ -250,8 +260,7 @@ class Drafter:
             [`DraftTree`]
         """
         if self._unread:
-            counts = [count for count in self._unread[-1][2] if count]
-            self.sizing.end_step(sum(counts) / max(len(counts), 1))
+            self._end_step(self._unread[-1][2])
         if max_depth < 1 or self.is_stopped or not self.sizing.begin_step():
             return DraftTree.root_only(roots)
         self._noise = NoiseAhead(partial(self._draft_noise, noise_ahead), min(max_depth, self.options.max_depth))

@@ -56,7 +56,7 @@ class FixedSizing:
         """Drafts in every step."""
         return True
 
-    def end_step(self, tokens: float) -> None:
+    def end_step(self, tokens: float, progress: float | None = None) -> None:
         """Learns nothing."""
 
     def drafted(self, scores: torch.Tensor, levels: int) -> None:
@@ -247,8 +247,17 @@ class TreeSizing:
             self._expected = None
             self._parts = (*self._parts[:3], tree.num_nodes - 1)
 
-    def end_step(self, tokens: float) -> None:
-        """Learn from the step: it took until now, and added `tokens` tokens to a row on average."""
+    def end_step(self, tokens: float, progress: float | None = None) -> None:
+        """
+        Learn from the step, which took until now.
+
+        Args:
+            tokens (`float`): Tokens that it added to a row, on average.
+            progress (`float`, *optional*):
+                How far it brought the row that is furthest behind: all rows of a batch take part in every step until
+                the last one has finished. `tokens` by default.
+        """
+        progress = tokens if progress is None else progress
         parts = self._parts
         if parts is None:
             return
@@ -259,8 +268,8 @@ class TreeSizing:
         self.costs.observe(parts, seconds)
         if len(self.costs.plain_steps) >= self._FIRST_PLAIN_STEPS:  # the very first step may have compiled its graph
             self._seconds = 0.95 * self._seconds + seconds
-            self._tokens = 0.95 * self._tokens + tokens
-        saved = tokens * self.costs.plain - seconds
+            self._tokens = 0.95 * self._tokens + progress
+        saved = progress * self.costs.plain - seconds
         if not parts[0]:
             self.num_plain_steps += 1
             if parts[3]:  # but nodes were looked up
