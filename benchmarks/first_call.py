@@ -1,7 +1,7 @@
 """What the first call with a head takes longer than later ones: the probe of the target, packed weights, sized trees.
 
-Every run is a process of its own: it generates plainly, then answers two prompts in turns with the demo head, twice each,
-64 tokens every time. The unit is a plain token's time. `make bench-first-call`.
+Every run is a process of its own: it generates plainly, then answers two prompts in turns with the demo head, twice
+each, 64 tokens every time. The unit is a plain token's time. `make bench-first-call`.
 
     first     what the first call takes longer than the third, which writes the same text
     second    what the second one takes longer than the fourth: what was found out is kept
