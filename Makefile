@@ -7,8 +7,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest test-version test-versions test-app architectures lossless fuzz notebooks reference figures docs \
-	bench bench-loading bench-tasks bench-training bench-retrieval bench-long bench-memory bench-batches \
+.PHONY: demo test test-oldest test-version test-versions test-app architectures lossless fuzz notebooks reference figures \
+	docs bench bench-loading bench-tasks bench-training bench-retrieval bench-long bench-memory bench-batches \
 	bench-first-call soak profile sweep lint format types ci clean help
 
 help: ## Show this help

@@ -72,7 +72,7 @@ def test_the_index_and_the_navigation_name_all_pages():
         assert f"- {page.name}" in navigation, f"mkdocs.yml does not list {page.name}"
 
 
-@pytest.mark.parametrize("page", [README, PERFORMANCE, CARD], ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", [README, PERFORMANCE, CARD], ids=lambda page: str(page.relative_to(ROOT)))
 def test_tables_of_figures_are_those_of_the_recorded_runs(page):
     assert page.read_text(encoding="utf-8") == with_figures(page), "Run `make figures`."
 

@@ -283,9 +283,8 @@ def _facts(draft: EagleDraftModel) -> dict[str, str]:
         "auto": f"sized while generating, at most {size}",
         "static": f"static, {len(options.static_paths)} nodes",
         "chain": f"chain of {options.draft_depth}",
-    }[options.draft_tree]
-    if getattr(draft.generation_config, "draft_tree", None) is None:
-        tree = f"sized while generating on a CPU, dynamic elsewhere; at most {size}"
+        None: f"sized while generating on a CPU, dynamic elsewhere; at most {size}",
+    }[getattr(draft.generation_config, "draft_tree", None)]
     return {
         "layers": str(config.num_hidden_layers),
         "parameters, dtype": f"{draft.num_parameters() / 1e6:.2f}M, {str(draft.dtype).removeprefix('torch.')}"

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eagle_hf import EagleDraftModel, Measurements, TaskResult, TrainingFacts, create_model_card
+from eagle_hf import DraftOptions, EagleDraftModel, Measurements, TaskResult, TrainingFacts, create_model_card
 from eagle_hf.model_card import LIBRARY_NAME
 from eagle_hf.publishing import write_custom_generate
 
@@ -213,3 +213,19 @@ class TestCustomGenerate:
         target = AutoModelForCausalLM.from_pretrained(TARGET)
         with pytest.raises(ValueError, match="trust_remote_code"):
             target.generate(torch.tensor([[1, 2]]), custom_generate=str(tmp_path), trust_remote_code=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (None, "sized while generating on a CPU, dynamic elsewhere; at most 59 nodes"),
+        ("auto", "sized while generating, at most 59 nodes"),
+        ("dynamic", "dynamic, 59 nodes"),
+        ("chain", "chain of 8"),
+    ],
+)
+def test_the_card_says_how_trees_are_chosen(draft, kind, expected, monkeypatch):
+    config = DraftOptions.open_generation_config()
+    config.draft_tree = kind
+    monkeypatch.setattr(draft, "generation_config", config)
+    assert f"| tree (`generation_config`) | {expected}" in create_model_card(draft, "org/head").text
