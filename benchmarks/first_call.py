@@ -1,10 +1,10 @@
 """What the first call with a head takes longer than later ones: the probe of the target, packed weights, sized trees.
 
-Every run is a process of its own: it generates plainly, then answers two prompts in turns with the demo head, twice
-each, 64 tokens every time. The unit is a plain token's time. `make bench-first-call`.
+Every run is a process of its own: it generates plainly, then answers two prompts in turns with the demo head, four
+times each, 64 tokens every time. The unit is a plain token's time. `make bench-first-call`.
 
-    first     what the first call takes longer than the third, which writes the same text
-    second    what the second one takes longer than the fourth: what was found out is kept
+    first     what the first call takes longer than the later ones that write the same text (their median)
+    second    what the second one takes longer than later ones with its text: what was found out is kept
     probe     what of the first call it takes to find out whether the target verifies trees
     python benchmarks/first_call.py [--json FILE]
 """
@@ -56,15 +56,19 @@ def measure(new_tokens: int) -> dict[str, float]:
         return verdict
 
     with mock.patch.object(decoding, "can_verify_trees", timed_probe):
-        first, second, third, fourth = (seconds(ids, draft) for ids in (*texts, *texts))
+        first, second, *later = (seconds(ids, draft) for ids in 4 * texts)
     unit = statistics.mean(plain) / new_tokens
-    parts = {"first": first - third, "second": second - fourth, "probe": probing[0] - probing[2]}
+    parts = {
+        "first": first - statistics.median(later[::2]),
+        "second": second - statistics.median(later[1::2]),
+        "probe": probing[0] - statistics.median(probing[1:]),
+    }
     return {name: value / unit for name, value in parts.items()} | {"plain_ms": 1000 * unit}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="also write the result here")

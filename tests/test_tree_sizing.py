@@ -285,7 +285,7 @@ def test_plain_steps_are_measured_again_where_drafts_save_little(monkeypatch, sa
 def test_one_failure_is_no_reason_to_pause(monkeypatch):
     """The first drafted step of a process, say; how far steps vary is not known then."""
     machine, sizing = Machine(monkeypatch, accept=0.0), TreeSizing()
-    machine.run(sizing, TreeSizing._FIRST_PLAIN_STEPS + 1, confidence=0.9)
+    machine.run(sizing, sizing.first_plain_steps + 1, confidence=0.9)
     assert sizing.num_drafted_steps == 1
     assert sizing.begin_step()
 

@@ -130,9 +130,10 @@ class TreeSizing:
     Args:
         costs ([`StepCosts`]): What steps took so far.
         exponent (`float`): Rates at which paths are accepted are the draft's probabilities to this power.
+        first_plain_steps (`int`):
+            Plain steps that a pair begins with. 1 will do where the first one takes no longer than others.
     """
 
-    _FIRST_PLAIN_STEPS = 2
     _LONGEST_PAUSE = 128
     _PAUSE_GROWTH = 4
     _MEASURED_AGAIN = 16  # steps after which a plain one is due, where drafts save little
@@ -141,6 +142,7 @@ class TreeSizing:
 
     costs: StepCosts = field(default_factory=StepCosts)
     exponent: float = 1.0
+    first_plain_steps: int = 2
     _num_fitted: int = 0  # steps that the exponent was fitted to, in all calls
     num_plain_steps: int = 0
     num_drafted_steps: int = 0
@@ -193,7 +195,7 @@ class TreeSizing:
         Plain steps are measured anew in every text, as they take longer in longer ones; and again in it where drafts
         save so little that a machine of varying speed decides whether they do.
         """
-        if self._is_first or len(self.costs.plain_steps) < self._FIRST_PLAIN_STEPS:
+        if self._is_first or len(self.costs.plain_steps) < self.first_plain_steps:
             return True
         return self._since_plain >= self._MEASURED_AGAIN and self._saved < 0.25 * self.costs.plain
 
@@ -266,7 +268,7 @@ class TreeSizing:
         if self.costs.extra:
             seconds = min(seconds, 2 * self.costs.predict(parts))  # something else took the processor
         self.costs.observe(parts, seconds)
-        if len(self.costs.plain_steps) >= self._FIRST_PLAIN_STEPS:  # the very first step may have compiled its graph
+        if len(self.costs.plain_steps) >= self.first_plain_steps:  # the very first step may have compiled its graph
             self._seconds = 0.95 * self._seconds + seconds
             self._tokens = 0.95 * self._tokens + progress
         saved = progress * self.costs.plain - seconds
@@ -324,7 +326,7 @@ class TreeSizing:
 _KNOWN: WeakKeyDictionary[object, WeakKeyDictionary[object, dict[tuple, TreeSizing]]] = WeakKeyDictionary()
 
 
-def known_sizing(draft: object, target: object, situation: tuple) -> TreeSizing:
+def known_sizing(draft: object, target: object, situation: tuple, warms_up: bool = True) -> TreeSizing:
     """
     What earlier calls have learned about a pair in the same situation, to go on with; a copy, since several calls may
     run at once.
@@ -333,9 +335,10 @@ def known_sizing(draft: object, target: object, situation: tuple) -> TreeSizing:
         draft ([`EagleDraftModel`]): The head.
         target ([`~transformers.PreTrainedModel`]): Its target.
         situation (`tuple`): What else costs and confidence depend on: device, dtype, batch size, sampling, compilation.
+        warms_up (`bool`): Whether the first plain step does what later ones need not, such as compiling its graph.
     """
     known = _of_pair(draft, target).get(situation)
-    sizing = TreeSizing() if known is None else copy.deepcopy(known)
+    sizing = TreeSizing(first_plain_steps=2 if warms_up else 1) if known is None else copy.deepcopy(known)
     # Costs and confidence hold in the next text too; whether drafting pays in it is seen anew.
     sizing._is_first, sizing._parts = True, None
     sizing._saved, sizing._balance, sizing._pause, sizing._paused = 0.0, 0.0, 3, 0

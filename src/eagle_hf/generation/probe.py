@@ -119,8 +119,9 @@ def _call_set_aside(model: PreTrainedModel) -> Iterator[None]:
     image shifts the positions behind it, which multimodal targets remember, and which of PEFT's adapters is for which
     row, which hooks know.
     """
-    deltas = [(module, module.rope_deltas) for module in model.modules() if hasattr(module, "rope_deltas")]
-    hooks = [(module._forward_pre_hooks, dict(module._forward_pre_hooks)) for module in model.modules()]
+    modules = list(model.modules())
+    deltas = [(module, module.rope_deltas) for module in modules if hasattr(module, "rope_deltas")]
+    hooks = [(hooks, dict(hooks)) for module in modules if (hooks := module._forward_pre_hooks)]
     for current, _ in hooks:
         for key in [key for key, hook in current.items() if "adapter_names" in getattr(hook, "keywords", ())]:
             del current[key]

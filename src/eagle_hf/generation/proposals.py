@@ -38,7 +38,9 @@ class Proposals:
         compile_config, max_length = target.compiling()
         is_compiled, do_sample = compile_config is not None, target.generation_config.do_sample
         self._situation = (str(model.device), model.dtype, sequences.batch_size, do_sample, is_compiled)
-        self.sizing = known_sizing(draft, model, self._situation) if options.draft_tree == "auto" else None
+        warms_up = is_compiled or not target.is_on_cpu  # a GPU loads its kernels when they are first called
+        sizes_trees = options.draft_tree == "auto"
+        self.sizing = known_sizing(draft, model, self._situation, warms_up) if sizes_trees else None
         self.drafter = Drafter(draft, options, embed_tokens, lm_head, compile_config, max_length, self.sizing)
         self._retrieval: Retrieval | None = None
         if options.draft_retrieval:
