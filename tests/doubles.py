@@ -70,6 +70,8 @@ class ScriptedDrafter:
         assert tokens.shape == positions.shape
         assert not self.is_strict or tokens[:, -1].tolist() == [row[0] for row in self.truth]
 
+    defer_prompt = read_prompt
+
     def read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:
         assert features.shape[:2] == tokens.shape
         for row, count in enumerate(counts):

@@ -295,6 +295,30 @@ def test_reading_late_and_all_at_once_changes_no_tree(golden_target, batch):
     torch.testing.assert_close(trees[0].scores, trees[1].scores, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("num_unread", [2, Drafter.MAX_UNREAD + 1])
+def test_a_deferred_prompt_is_learned_before_the_first_tree(golden_target, batch, num_unread):
+    """And not earlier: texts that never draft need no forward of the head. All that waits is read in one."""
+    draft = golden_draft("A_eagle3")
+    generator = torch.Generator().manual_seed(0)
+    width = draft.config.num_features * 64
+    prompt, ids = torch.randn(batch, 5, width, generator=generator), torch.randint(0, 320, (batch, 5))
+    new = torch.randn(num_unread, batch, 1, width, generator=generator)
+    trees = []
+    for defers in (False, True):
+        drafter = make_drafter(draft, golden_target, num_assistant_tokens=12, draft_width=4, draft_depth=4)
+        read = drafter.defer_prompt if defers else drafter.read_prompt
+        read([prompt], ids, torch.arange(5).expand(batch, -1), None)
+        for index, features in enumerate(new):
+            drafter.read_accepted(features, torch.ones(batch, 1, dtype=torch.long), [1] * batch)
+            overflowed = index == Drafter.MAX_UNREAD
+            assert drafter.num_forwards == (2 if overflowed else 0 if defers else 1)
+        trees.append(drafter.grow(torch.arange(batch), 2))
+        assert drafter.num_forwards == 3 + (num_unread > Drafter.MAX_UNREAD)  # prompt, what waited, one level
+    assert torch.equal(trees[0].tokens, trees[1].tokens)
+    assert torch.equal(trees[0].scores, trees[1].scores)
+
+
 def test_a_batch_comes_forward_as_far_as_its_last_row(golden_target, monkeypatch):
     """Two tokens a step on average are worth little if the same row gets one every time."""
     drafter = make_drafter(golden_draft("A_eagle3"), golden_target)

@@ -9,7 +9,7 @@ from doubles import random_draft
 from layouts import tiny_llama
 
 from eagle_hf import EagleConfig
-from eagle_hf.features import FeatureReader, last_decoder_layer
+from eagle_hf.features import FeatureReader, join_steps, last_decoder_layer
 
 
 IDS = torch.tensor([[5, 9, 33, 2, 7, 41]])
@@ -116,3 +116,19 @@ def test_a_chunked_prefill_is_read_like_any_other():
     options = {"max_new_tokens": 10, "do_sample": False, "prefill_chunk_size": 5}
     plain, eagle = (target.generate(prompt, assistant_model=assistant, **options) for assistant in (None, draft))
     assert torch.equal(plain, eagle)
+
+
+def test_joined_steps_are_what_one_step_would_have_brought():
+    """Every row has its own tokens first; columns behind them do not count."""
+    steps = [
+        (torch.tensor([[[1.0], [2.0]], [[3.0], [99.0]]]), torch.tensor([[1, 2], [3, 99]]), [2, 1]),
+        (torch.tensor([[[99.0]], [[4.0]]]), torch.tensor([[99], [4]]), [0, 1]),
+        (torch.tensor([[[5.0]], [[6.0]]]), torch.tensor([[5], [6]]), [1, 1]),
+    ]
+    features, tokens, counts = join_steps(steps)
+    assert counts == [3, 3]
+    assert tokens.tolist() == [[1, 2, 5], [3, 4, 6]]
+    assert features[..., 0].tolist() == tokens.tolist()
+    features, tokens, counts = join_steps([(f[:1], t[:1], c[:1]) for f, t, c in steps[::2]])
+    assert (tokens.tolist(), counts) == ([[1, 2, 5]], [3])
+    assert features[..., 0].tolist() == tokens.tolist()

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from eagle_hf import DraftTree, tree_sizing
-from eagle_hf.tree_sizing import FixedSizing, StepCosts, TreeSizing, known_sizing, remember
+from eagle_hf.step_costs import StepCosts
+from eagle_hf.tree_sizing import FixedSizing, TreeSizing, known_sizing, remember
 
 
 PLAIN, LEARN, DRAFT, LEVEL, NODE = 0.010, 0.001, 0.002, 0.0008, 0.0002  # seconds
@@ -37,7 +38,7 @@ class Machine:
                     scores = scores + math.log(confidence)
                 if levels:
                     tree = torch.cat(all_scores, dim=1)
-                    tree = tree[:, : 1 + int((tree[:, 1:] >= sizing.least_score).sum())]
+                    tree = tree[:, : sizing.num_worth(tree)]
                     nodes = tree.shape[1] - 1
                     sizing.drafted(tree, levels)
                     reached = -(-nodes // width)
@@ -49,29 +50,6 @@ class Machine:
             tokens += added
             sizing.end_step(added)
         return self.now - start, tokens, learned
-
-
-def test_costs_are_those_of_the_machine():
-    costs, randomness = StepCosts(), random.Random(0)
-    for _ in range(3):
-        costs.observe((0, 0, 0, 0), PLAIN)
-    for _ in range(200):
-        drafts = randomness.random() < 0.8
-        levels, nodes = (randomness.randint(1, 6), randomness.randint(1, 20)) if drafts else (0, 0)
-        seconds = PLAIN + LEARN + (DRAFT + LEVEL * levels + NODE * nodes if drafts else 0)
-        costs.observe((1, int(drafts), levels, nodes), seconds)
-    assert costs.plain == PLAIN
-    assert costs.extra == pytest.approx([LEARN, DRAFT, LEVEL, NODE], rel=0.15)
-    assert costs.predict((1, 1, 4, 10)) == pytest.approx(PLAIN + LEARN + DRAFT + 4 * LEVEL + 10 * NODE, rel=0.02)
-
-
-@pytest.mark.parametrize(("others", "slow"), [(1, 2), (4, 3)])
-def test_plain_steps_that_something_held_up_do_not_count(others, slow):
-    """Drafts would seem to save what they do not, and no plain step would be left to show it."""
-    costs = StepCosts()
-    for seconds in [PLAIN] * others + [3 * PLAIN] * slow:
-        costs.observe((0, 0, 0, 0), seconds)
-    assert costs.plain == PLAIN
 
 
 def test_steps_that_compile_are_soon_forgotten(monkeypatch):
@@ -165,7 +143,8 @@ def test_a_node_pays_if_its_tokens_are_worth_its_time():
     sizing = TreeSizing(exponent=0.5)
     sizing.costs.plain_steps.extend([PLAIN] * 3)
     sizing.costs.extra = [LEARN, DRAFT, LEVEL, NODE]
-    assert math.exp(sizing.least_score) ** 0.5 == pytest.approx(NODE / PLAIN)
+    least = 2 * math.log(NODE / PLAIN)  # the rate is the square root of the probability
+    assert sizing.num_worth(torch.tensor([[0.0, least + 0.01, least - 0.01, 2 * least]])) == 2
     deep = torch.log(torch.tensor([[0.5, 0.2, 0.1]]))
     assert sizing.wants_level(deep, 2)
     assert not sizing.wants_level(deep - 8, 3)
@@ -192,10 +171,10 @@ def test_a_call_goes_on_with_what_earlier_ones_learned_and_shares_nothing(monkey
         pass
 
     head, target, here = Model(), Model(), ("cpu", 1)
-    first = known_sizing(head, target, here)
+    first = known_sizing(head, target, here, TreeSizing())
     Machine(monkeypatch, accept=0.7).run(first, 50, confidence=0.7)
     remember(head, target, here, first)
-    second = known_sizing(head, target, here)
+    second = known_sizing(head, target, here, TreeSizing())
     assert second.exponent == first.exponent
     assert second.num_drafted_steps == 0
     assert not second.begin_step()  # one plain step, to measure it in this text
@@ -203,7 +182,7 @@ def test_a_call_goes_on_with_what_earlier_ones_learned_and_shares_nothing(monkey
     second.costs.plain_steps.append(99.0)
     assert 99.0 not in first.costs.plain_steps
     for elsewhere in ((head, target, ("cpu", 2)), (head, Model(), here), (Model(), target, here)):
-        assert known_sizing(*elsewhere).exponent == 1.0
+        assert known_sizing(*elsewhere, TreeSizing()).exponent == 1.0
 
 
 def test_looked_up_nodes_make_a_step_no_plain_one():
@@ -256,13 +235,13 @@ def test_every_text_begins_with_the_same_to_lose(monkeypatch):
 
     head, target = Model(), Model()
     monkeypatch.setattr(TreeSizing, "_SHARE_LOST", 0.0)
-    sizing = known_sizing(head, target, ())
+    sizing = known_sizing(head, target, (), TreeSizing())
     sizing._balance = -99.0
     sizing.costs.plain_steps.extend([PLAIN] * 3)
     sizing._is_first = False
     assert not sizing.begin_step()
     remember(head, target, (), sizing)
-    following = known_sizing(head, target, ())
+    following = known_sizing(head, target, (), TreeSizing())
     assert not following.begin_step()
     assert following.is_measuring
     following.end_step(1.0)
@@ -311,13 +290,81 @@ def test_looking_up_ends_where_it_has_lost_too_much(monkeypatch, cost, ends):
     assert num_looked_up > 1
 
 
-def test_a_batch_whose_last_row_hardly_gains_pauses(monkeypatch):
-    """Rows gain 2.5 tokens a step on average, but the text is finished when the slowest one is."""
-    learned = []
-    for progress in (2.5, 1.1):
-        machine, sizing = Machine(monkeypatch, accept=0.9), TreeSizing()
-        end_step = sizing.end_step
-        monkeypatch.setattr(sizing, "end_step", lambda _, end=end_step, p=progress: end(2.5, p))
-        learned.append(machine.run(sizing, 100, confidence=0.9)[2])
-    assert learned[0] > 90
-    assert learned[1] < 40
+def run_batch(monkeypatch, sizing, share, steps=100):
+    """Drafts gain a row some tokens on average, and the row that is furthest behind `share` of them."""
+    machine, start, progress = Machine(monkeypatch, accept=0.9), 0.0, []
+    end_step = sizing.end_step
+
+    def end(tokens):
+        progress.append(1 + share * (tokens - 1))
+        end_step(tokens, progress[-1])
+
+    monkeypatch.setattr(sizing, "end_step", end)
+    machine.run(sizing, steps, confidence=0.9)
+    return (machine.now - start) / sum(progress)
+
+
+def test_a_batch_whose_last_row_hardly_gains_drafts_little(monkeypatch):
+    """Rows gain some tokens a step on average, but the text is finished when the slowest one is."""
+    drafts, hardly = TreeSizing(StepCosts(4)), TreeSizing(StepCosts(4))
+    assert run_batch(monkeypatch, drafts, share=1.0) < 0.6 * PLAIN
+    assert drafts.progress_share == 1.0
+    assert run_batch(monkeypatch, hardly, share=0.05) < 1.06 * PLAIN
+    assert hardly.progress_share < 0.3
+    assert hardly.num_nodes < 0.1 * drafts.num_nodes
+
+
+def test_nodes_of_a_batch_pay_on_average():
+    """One sure row does not make the others verify what they do not expect."""
+    sizing = TreeSizing(StepCosts(2))
+    sizing.costs.plain_steps.extend([PLAIN] * 3)
+    sizing.costs.extra = [LEARN, DRAFT, LEVEL, 0.3 * PLAIN]
+    sure, unsure = [0.0, -0.01, -0.02, -0.03], [0.0, -1.0, -4.0, -5.0]
+    assert sizing.num_worth(torch.tensor([sure])) == 4
+    assert sizing.num_worth(torch.tensor([unsure])) == 2
+    assert sizing.num_worth(torch.tensor([sure, unsure])) == 4
+    assert sizing.num_worth(torch.tensor([sure, unsure, unsure, unsure])) == 2
+
+
+def test_looked_up_tokens_pay_or_are_left_out():
+    sizing = TreeSizing(StepCosts(4))
+    sizing.costs.plain_steps.extend([PLAIN] * 3)
+    sizing.costs.extra = [LEARN, 0.05 * PLAIN, LEVEL, 0.3 * PLAIN]
+    assert sizing.num_worth_looking_up([0.8] * 4, 8) == 5  # 0.8 ** 5 is the last above 0.3
+    assert sizing.num_worth_looking_up([0.8, 0.8, 0.0, 0.0], 8) == 2
+    assert sizing.num_worth_looking_up([0.8, 0.0, 0.0, 0.0], 8) == 0
+    assert FixedSizing().num_worth_looking_up([0.8, 0.0, 0.0, 0.0], 8) == 8
+    # The first one has to pay for there being a tree at all, unless the head has drafted one.
+    sizing.costs.extra[1] = 0.9 * PLAIN
+    assert sizing.num_worth_looking_up([0.8, 0.8, 0.0, 0.0], 8) == 0
+    sizing._parts = (1, 1, 2, 4)
+    assert sizing.num_worth_looking_up([0.8, 0.8, 0.0, 0.0], 8) == 2
+
+
+def test_a_head_is_not_tried_again_in_every_batch_of_a_size_that_does_not_pay(monkeypatch):
+    """Whether it does depends on the number of rows more than on the text, unlike for a single row."""
+    head, target = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    for rows, begins_anew in ((1, True), (16, False)):
+        machine, sizing = (
+            Machine(monkeypatch, accept=0.0),
+            known_sizing(head, target, (rows,), TreeSizing(StepCosts(rows))),
+        )
+        while not sizing._paused:
+            machine.run(sizing, 1, confidence=0.9)
+        remember(head, target, (rows,), sizing)
+        following = known_sizing(head, target, (rows,), TreeSizing(StepCosts(rows)))
+        machine.run(following, 1, confidence=0.9)  # a plain one
+        assert following.begin_step() is begins_anew
+
+
+def test_what_is_done_once_for_a_text_is_no_cost_of_a_step(monkeypatch):
+    """The prompt is read in the first step that drafts."""
+    machine, sizing = Machine(monkeypatch, accept=0.9), TreeSizing()
+    machine.run(sizing, sizing.first_plain_steps, confidence=0.9)
+    assert sizing.begin_step()
+    machine.now += 100 * PLAIN
+    sizing.restart_clock()
+    machine.now += PLAIN + LEARN
+    sizing.end_step(1.0)
+    assert sizing._balance > -0.2 * PLAIN
+    assert sizing.costs.extra[0] < 0.2 * PLAIN

@@ -12,6 +12,7 @@ cache of the head   (f0,t1) (f1,t2) ... (f[n-1],root) | level 1: K rows | level 
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import CompileConfig
@@ -19,10 +20,11 @@ from transformers import CompileConfig
 from .attention import Rotary
 from .compiled_draft import CompiledDraftNetwork
 from .coupling import Noise, NoiseAhead, for_vocabulary
+from .draft_masks import prompt_chunk_mask, within_window
 from .draft_network import DraftNetwork
 from .draft_options import DraftOptions
 from .dynamic_tree import grow_dynamic_tree, take
-from .features import FeatureReader
+from .features import FeatureReader, Learned, join_steps
 from .kv_cache import keep_nodes
 from .modeling_eagle import EagleDraftModel
 from .parallel_chain import grow_parallel_chain
@@ -71,7 +73,8 @@ class Drafter:
         else:
             self.network = DraftNetwork(draft, embed_tokens, lm_head)
         self.sizing = FixedSizing(options.draft_threshold) if sizing is None else sizing
-        self._unread: list[tuple[torch.Tensor, torch.Tensor, Sequence[int]]] = []  # arguments of `read_accepted`
+        self._unread: list[Learned] = []  # arguments of `read_accepted`
+        self._deferred: Callable[[], None] | None = None  # reads the prompt
         self.is_stopped = False
         self._target_ids = draft.draft_to_target_ids if draft.has_reduced_vocabulary else None
         self._rotary = RotaryTable(draft)
@@ -86,6 +89,15 @@ class Drafter:
         self._last_hidden = torch.empty(0)  # (batch_size, 1, hidden_size): output at the newest true feature
 
     # ------------------------------------------------------------------ true features
+
+    def defer_prompt(self, *args: Any) -> None:
+        """Learn the features of the prompt before the first tree; `args` are those of `read_prompt`."""
+        self._deferred = partial(self.read_prompt, *args)
+
+    def _read_deferred(self) -> None:
+        if self._deferred is not None:
+            read, self._deferred = self._deferred, None
+            read()
 
     @torch.inference_mode()
     def read_prompt(
@@ -118,26 +130,16 @@ class Drafter:
                 FeatureReader.concatenate([state[:, start:end] for state in states]),
                 tokens[:, start:end],
                 (cos[:, :, start:end], sin[:, :, start:end]),
-                self._prompt_chunk_mask(start, end, mask),
+                prompt_chunk_mask(start, end, mask, self.draft.device),
             )
             self._lengths = [end] * batch_size
         self._root_positions = (positions[:, -1] + 1).tolist()
         self._last_hidden = hidden[:, -1:].contiguous()
         if isinstance(self.network, CompiledDraftNetwork) and batch_size == 1:  # reads the last one again in its graph
             features = FeatureReader.concatenate([state[:, -1:] for state in states])
-            self._unread = [(features, tokens[:, -1:], [1])]
+            self._unread.insert(0, (features, tokens[:, -1:], [1]))
             self._lengths, self._root_positions = [seq_len - 1], [self._root_positions[0] - 1]
             self.network.cut(seq_len - 1)
-
-    def _prompt_chunk_mask(self, start: int, end: int, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """What rows `start` to `end` of the prompt see of the rows before `end`: all of them that are no padding."""
-        if mask is None and start == 0:
-            return None
-        causal = torch.ones(end - start, end, dtype=torch.bool, device=self.draft.device).tril(start)
-        if mask is None:
-            return causal[None, None]
-        itself = causal.triu(start)  # keeps padding rows from being NaN
-        return (causal & mask[:, None, :end] | itself)[:, None]
 
     @torch.inference_mode()
     def read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:
@@ -151,6 +153,7 @@ class Drafter:
         """
         if not self.is_stopped:
             if len(self._unread) >= self.MAX_UNREAD:
+                self._read_deferred()
                 self._read_unread()
             self._unread.append((features, tokens, counts))
 
@@ -170,18 +173,12 @@ class Drafter:
         self._last_hidden = take(hidden, last)
 
     def _read_unread(self) -> None:
-        """Learn all that was accepted since the last tree; a single row learns it at once."""
-        if len(self._unread) > 1 and len(self._lengths) == 1:
-            features, tokens = self._join_unread()
-            self._unread = [(features, tokens, [tokens.shape[1]])]
+        """Learn all that was accepted since the last tree, at once."""
+        if len(self._unread) > 1:
+            self._unread = [join_steps(self._unread)]
         for unread in self._unread:
             self._read_accepted(*unread)
         self._unread = []
-
-    def _join_unread(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of a single row that were not learned yet, and the tokens that follow them."""
-        features, tokens, _ = zip(*self._unread, strict=True)
-        return torch.cat(features, dim=1), torch.cat(tokens, dim=1)
 
     def _is_ragged(self) -> bool:
         return self._prompt_mask is not None or min(self._lengths) < max(self._lengths)
@@ -205,28 +202,12 @@ class Drafter:
         return self.network.step(self.network.project_features(features), tokens, rotary, mask, sliding_mask)
 
     def _within_window(self, mask: torch.Tensor | None, num_rows: int, are_guesses: bool) -> torch.Tensor | None:
-        """
-        The mask of layers with a sliding window, of the shape of `mask`; `None` where all that is visible is within it.
-        Guesses have the window of the root: they see a few rows more than in training, at its far end.
-        """
         window = self.draft.config.sliding_window
-        if window is None:
-            return None
-        past_len = max(self._lengths, default=0)
-        num_columns = past_len + num_rows if mask is None else mask.shape[-1]
-        if num_columns <= window:
-            return None
-        device = self.draft.device
-        lengths = torch.tensor(self._lengths or [0], device=device)[:, None, None]
-        columns = torch.arange(num_columns, device=device)[None, None]
-        rows = torch.arange(num_rows, device=device)[None, :, None]
-        if mask is None:  # causal; without a mask, columns are in place in all rows
-            mask = (columns <= past_len + rows)[:, None]
-        if are_guesses:
-            return mask & ((columns >= past_len) | (lengths - columns < window))[:, None]
-        new = columns - past_len  # which new row a column is, where it is one
-        distance = torch.where(new < 0, lengths + rows - columns, rows - new)
-        return mask & (distance < window)[:, None]
+        return (
+            None
+            if window is None
+            else within_window(mask, window, self._lengths or [0], num_rows, are_guesses, self.draft.device)
+        )
 
     # ------------------------------------------------------------------ trees
 
@@ -263,6 +244,9 @@ class Drafter:
             self._end_step(self._unread[-1][2])
         if max_depth < 1 or self.is_stopped or not self.sizing.begin_step():
             return DraftTree.root_only(roots)
+        if self._deferred is not None:
+            self._read_deferred()
+            self.sizing.restart_clock()
         self._noise = NoiseAhead(partial(self._draft_noise, noise_ahead), min(max_depth, self.options.max_depth))
         if self.draft.config.parallel_drafting or self.options.draft_tree == "static":
             self._read_unread()
@@ -274,8 +258,7 @@ class Drafter:
             # One graph for the usual depth; the last trees of a text are less deep.
             if isinstance(self.network, CompiledDraftNetwork) and 1 < depth == self.options.draft_depth:
                 tree = self._grow_in_one_graph(self.network, roots, width, depth, num_nodes)
-                if (least_score := self.sizing.least_score) is not None:
-                    tree = tree.likelier_than(least_score)
+                tree = tree.likeliest(self.sizing.num_worth(tree.scores))
             else:
                 self._read_unread()
                 self.network.begin_guesses()
@@ -315,7 +298,7 @@ class Drafter:
                 roots, self._last_hidden, self.visible_past(1), rotary, self._target_ids,
                 self._noise.at_levels(1, depth), width, depth, num_nodes,
             )  # fmt: skip
-        features, tokens = self._join_unread()
+        features, tokens, _ = join_steps(self._unread)
         if (too_many := tokens.shape[1] - network.max_new) > 0:  # after steps without a tree
             self._read_accepted(features[:, :too_many], tokens[:, :too_many], [too_many])
             features, tokens = features[:, too_many:], tokens[:, too_many:]

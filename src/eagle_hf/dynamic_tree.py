@@ -84,11 +84,7 @@ def grow_dynamic_tree(
 
     # A broken head must not break the order: NaN counts as impossible. Every descendant of NaN is NaN as well.
     flat_scores = torch.cat(all_scores, dim=1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-    num_nodes = min(num_nodes, flat_scores.shape[1])
-    least_score = sizing.least_score
-    if least_score is not None:  # one child stays in any case: it shows whether the head is broken
-        num_likely = int((flat_scores >= least_score).sum(dim=1).max())
-        num_nodes = min(num_nodes, max(num_likely, 2))
+    num_nodes = min(num_nodes, flat_scores.shape[1], sizing.num_worth(flat_scores))
     chosen = largest(flat_scores, num_nodes)[1].sort(dim=1).values  # (batch_size, num_nodes)
     expanded = torch.cat(all_beams[: len(all_scores) - 2], dim=1) if len(all_scores) > 2 else beams[:, :0]
     parent_of = torch.cat(

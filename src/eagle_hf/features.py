@@ -11,10 +11,12 @@ embedding ── layer 0 ── layer 1 ── ... ── layer n - 1 ── fin
 """
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from .configuration_eagle import EagleConfig
@@ -116,3 +118,24 @@ def last_decoder_layer(model: PreTrainedModel, num_layers: int) -> nn.Module:
         f"The draft reads the output of layer {num_layers - 1} before the final norm, but {type(model).__name__} has "
         f"no list of {num_layers} decoder layers to read it from. Use another draft, or one without this feature."
     )
+
+
+# Features of accepted tokens of shape `(batch_size, new_len, num_features * hidden_size)`, the tokens that follow them
+# of shape `(batch_size, new_len)`, and how many of these columns are real, row by row.
+Learned = tuple[torch.Tensor, torch.Tensor, Sequence[int]]
+
+
+def join_steps(steps: Sequence[Learned]) -> Learned:
+    """What several steps have brought, as if it had been one: real columns first in every row."""
+    features, tokens, counts = zip(*steps, strict=True)
+    if len(counts[0]) == 1:
+        return torch.cat(features, dim=1), torch.cat(tokens, dim=1), [sum(count for (count,) in counts)]
+
+    def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        rows = [
+            torch.cat([part[row, : count[row]] for part, count in zip(parts, counts, strict=True)])
+            for row in range(len(counts[0]))
+        ]
+        return pad_sequence(rows, batch_first=True)
+
+    return joined(features), joined(tokens), [sum(row) for row in zip(*counts, strict=True)]

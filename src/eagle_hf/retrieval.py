@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 
 from .tree import DraftTree
+from .tree_sizing import FixedSizing, TreeSizing
 
 
 class SuffixAutomaton:
@@ -132,7 +133,12 @@ class Retrieval:
             row.extend(prompt)
 
     def add_to(
-        self, tree: DraftTree, new_tokens: Sequence[Sequence[int]], open_rows: Sequence[int], max_depth: int
+        self,
+        tree: DraftTree,
+        new_tokens: Sequence[Sequence[int]],
+        open_rows: Sequence[int],
+        max_depth: int,
+        sizing: FixedSizing | TreeSizing,
     ) -> DraftTree:
         """
         Args:
@@ -140,11 +146,11 @@ class Retrieval:
             new_tokens (`Sequence[Sequence[int]]` of length `batch_size`): New tokens so far, the roots last.
             open_rows (`Sequence[int]`): Rows that have not finished.
             max_depth (`int`): Deepest level that can still be used.
+            sizing ([`FixedSizing`] or [`TreeSizing`]): Says how many tokens are worth verifying.
 
         Returns:
-            [`DraftTree`]: With one more path, equally many new nodes in every row. Rows where less is repeated than in
-            others get guesses that are worth nothing, and cost nothing either: their trees are verified in one forward.
-            The trees as they were where no row repeats itself.
+            [`DraftTree`]: With one more path, equally many new nodes in every row; rows where less is repeated than in
+            others get guesses that are worth nothing. The trees as they were where too little repeats itself.
         """  # noqa: D205
         for index, tokens in enumerate(new_tokens):
             self.rows[index].extend(tokens[self._num_read[index] :])
@@ -156,6 +162,8 @@ class Retrieval:
         if self.replaces_tree:
             tree = DraftTree.root_only(tree.tokens[:, 0])
         count = min(self.TOKENS_PER_MATCH * match, self.num_tokens, max_depth - tree.max_depth)
+        rates = [math.exp(_log_prob(match)) if match >= self.MIN_MATCH else 0.0 for match in matches]
+        count = sizing.num_worth_looking_up(rates, count)
         if count < 1:
             return tree
         path = [row.continuation(tree.max_depth + count) for row in self.rows]

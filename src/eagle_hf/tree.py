@@ -96,26 +96,19 @@ class DraftTree:
             max_depth=min(self.max_depth, num_nodes - 1),
         )
 
-    def likelier_than(self, least_score: float) -> "DraftTree":
+    def likeliest(self, num_nodes: int) -> "DraftTree":
         """
-        Those nodes that have at least this score, in every row as many as in the row with most of them, the likeliest
-        first. A child is never likelier than its parent and stands behind it, so that this is a tree; of a broken head,
-        whose scores are all `-inf`, one child stays to show it.
-
-        Args:
-            least_score (`float`): Log-probability.
+        The likeliest nodes of every row only, at most `num_nodes`, the root included. A child is never likelier than
+        its parent and stands behind it, so that this is a tree.
         """
-        num_likely = int((self.scores >= least_score).sum(dim=1).max())
-        if num_likely == self.num_nodes:
+        if num_nodes >= self.num_nodes:
             return self
-        if num_likely == 1 and bool(self.scores[:, 1:].isneginf().all()):
-            num_likely = 2
-        order = self.scores.sort(dim=1, descending=True, stable=True).indices[:, :num_likely]
-        kept = order.sort(dim=1).values  # (batch_size, num_likely)
+        order = self.scores.sort(dim=1, descending=True, stable=True).indices[:, :num_nodes]
+        kept = order.sort(dim=1).values  # (batch_size, num_nodes)
         parents = torch.searchsorted(kept, self.parents.gather(1, kept))
         parents[:, 0] = -1
         tokens, depths, scores = (values.gather(1, kept) for values in (self.tokens, self.depths, self.scores))
-        return DraftTree(tokens, parents, depths, scores, min(self.max_depth, num_likely - 1))
+        return DraftTree(tokens, parents, depths, scores, min(self.max_depth, num_nodes - 1))
 
     def padded(self, num_nodes: int) -> "DraftTree":
         """With further children of the root at the end, so that there are `num_nodes` nodes. They mean nothing."""

@@ -1,19 +1,14 @@
 """
 How large the next tree should be: worth its time, by what steps took and what the draft's confidence was worth so far.
 
-A step that adds more tokens takes longer. Measured on the steps of the running text, its time is taken to be
+A step that adds more tokens takes longer, by so much a level and a node ([`StepCosts`]), and a drafted token is worth
+the time that a token takes at present. So a node pays if its probability is at least `node / seconds per token`,
+another level if the tokens it may add are worth more than `level`, and drafting at all if the steps of late were faster
+than plain ones; if not, the head pauses, and tries again later. Where drafting about breaks even, that shows late or
+never; so what a text may lose to drafts is bounded: three plain steps, and one percent of those that draft nothing.
 
-```text
-seconds = plain + learn                             the head reads the features of accepted tokens
-                + draft + level * levels            it grows a tree
-                + node  * nodes                     the target verifies more nodes than the root
-```
-
-and a drafted token is worth the time that a token takes at present. So a node pays if its probability is at least
-`node / seconds per token`, another level if the tokens it may add are worth more than `level`, and drafting at all if
-the steps of late were faster than plain ones; if not, the head pauses, and tries again later. Where drafting about
-breaks even, that shows late or never; so what a text may lose to drafts is bounded: three plain steps, and one percent
-of those that draft nothing.
+In a batch, nodes pay by their rate averaged over rows, and a token is worth what it brings forward the row that is
+furthest behind: the others wait for it in the end.
 
 How probable a node is, the draft says by its confidence: probabilities of paths are close to the rates at which they
 are accepted (EAGLE-2, section 3), up to an exponent, which is fitted to what is accepted. Greedy decoding accepts the
@@ -25,19 +20,15 @@ Nothing here changes the text: whatever is drafted, the target's own tokens are 
 import copy
 import math
 import time
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 
+from .step_costs import Parts, StepCosts
 from .tree import DraftTree
-
-
-# What a step did besides verifying the root: whether the head learned, whether it drafted, levels, nodes drafted.
-Parts = tuple[int, int, int, int]
 
 
 @dataclass
@@ -56,6 +47,9 @@ class FixedSizing:
         """Drafts in every step."""
         return True
 
+    def restart_clock(self) -> None:
+        """Learns nothing."""
+
     def end_step(self, tokens: float, progress: float | None = None) -> None:
         """Learns nothing."""
 
@@ -65,61 +59,30 @@ class FixedSizing:
     def verifies(self, tree: DraftTree) -> None:
         """Learns nothing."""
 
-    @property
-    def least_score(self) -> float | None:
-        """Log-probability that a node must have; `None` where any will do."""
-        return math.log(self.threshold) if self.threshold > 0 else None
+    def num_worth(self, scores: torch.Tensor) -> int:
+        """
+        How many nodes to verify, given log-probabilities of shape `(batch_size, num_nodes)`: those likelier than the
+        threshold in the row with most of them.
+        """
+        if self.threshold <= 0:
+            return scores.shape[1]
+        return _shown_if_broken(scores, int((scores >= math.log(self.threshold)).sum(dim=1).max()))
+
+    def num_worth_looking_up(self, rates: Sequence[float], count: int) -> int:
+        """All `count` tokens."""
+        return count
 
     def wants_level(self, scores: torch.Tensor, level: int) -> bool:
         """
         Whether to go on with level `level`, given the log-probabilities of the nodes above, of shape `(batch_size,
         num_nodes)`. NaN is not unlikely: the level shows that the head is broken.
         """
-        return self.least_score is None or not bool((scores < self.least_score).all())
+        return self.threshold <= 0 or not bool((scores < math.log(self.threshold)).all())
 
 
-@dataclass
-class StepCosts:
-    """
-    Time of a step: what a plain one takes, and on top of it a linear function of what the step did, fitted to the
-    latest steps (least squares, older steps fading). Until there are some, drafting is taken to cost what it does where
-    the head is a few percent of its target.
-    """
-
-    # Share of a plain step: the head learns, drafts at all, per level, per node.
-    _PRIOR = (0.1, 0.1, 0.06, 0.02)
-    _SIZES = (1.0, 1.0, 4.0, 12.0)  # typical values of the same, which say how much the prior weighs
-    _FADING = 0.97
-
-    plain_steps: deque[float] = field(default_factory=lambda: deque(maxlen=7))  # seconds of the latest plain steps
-    extra: list[float] = field(default_factory=list)
-    _gram: np.ndarray = field(default_factory=lambda: np.zeros((4, 4)))  # faster than tensors at this size
-    _moment: np.ndarray = field(default_factory=lambda: np.zeros(4))
-
-    @property
-    def plain(self) -> float:
-        """Seconds of a plain step: of one that nothing else held up, which drafts would then seem to save."""
-        return sorted(self.plain_steps)[(len(self.plain_steps) - 1) // 3]
-
-    def observe(self, parts: Parts, seconds: float) -> None:
-        """Learn from a step."""
-        if not any(parts):
-            self.plain_steps.append(seconds)
-            if self._gram.any():
-                return  # a plain step says nothing about the others, unless all that is known of them follows from it
-        else:
-            x = np.array(parts, dtype=float)
-            self._gram = self._FADING * self._gram + np.outer(x, x)
-            self._moment = self._FADING * self._moment + (seconds - self.plain) * x
-        weights = np.square(self._SIZES)
-        prior = self.plain * np.array(self._PRIOR)
-        solution = np.linalg.solve(self._gram + np.diag(weights), self._moment + weights * prior).tolist()
-        least = 0.002 * self.plain  # nothing is free, whatever noise says
-        self.extra = [max(value, least) for value in solution]
-
-    def predict(self, parts: Parts) -> float:
-        """Seconds of a step."""
-        return self.plain + sum(value * part for value, part in zip(self.extra, parts, strict=True))
+def _shown_if_broken(scores: torch.Tensor, num_worth: int) -> int:
+    """A head that is broken, so that no node is possible, has to be seen: one node more than the root."""
+    return 2 if num_worth == 1 and bool(scores[:, 1:].isneginf().all()) else num_worth
 
 
 @dataclass
@@ -131,13 +94,15 @@ class TreeSizing:
         costs ([`StepCosts`]): What steps took so far.
         exponent (`float`): Rates at which paths are accepted are the draft's probabilities to this power.
         first_plain_steps (`int`):
-            Plain steps that a pair begins with. 1 will do where the first one takes no longer than others.
+            Plain steps that a pair begins with. 1 will do where the first one takes no longer than others, because
+            nothing is compiled or loaded in it.
     """
 
     _LONGEST_PAUSE = 128
     _PAUSE_GROWTH = 4
     _MEASURED_AGAIN = 16  # steps after which a plain one is due, where drafts save little
     _MOST_LOST = 3.0  # plain steps that drafts may cost a text in vain ...
+    _PRIOR_GAIN = 2.0  # tokens of a draft after which as much is known of `progress_share` as was supposed
     _SHARE_LOST = 0.01  # ... and this share of those that drafted nothing
 
     costs: StepCosts = field(default_factory=StepCosts)
@@ -150,6 +115,8 @@ class TreeSizing:
     num_levels: int = 0
     _seconds: float = 0.0  # of the latest steps, older ones fading
     _tokens: float = 0.0
+    _gained: float = 0.0  # tokens that drafts added to a row on average, older ones fading
+    _progressed: float = 0.0  # and to the row that is furthest behind
     _saved: float = 0.0  # seconds that a drafted step saved of late
     _spread: float = 0.0  # how far from that single steps were
     _pause: int = 3  # steps of the next pause
@@ -182,6 +149,10 @@ class TreeSizing:
         self._parts = (1, 0, 0, 0)
         return True
 
+    def restart_clock(self) -> None:
+        """Let this step begin now: what it did so far, later steps of the text need not do."""
+        self._started = time.perf_counter()
+
     @property
     def looks_up(self) -> bool:
         """Whether tokens may be looked up for this step; also in a pause, as they cost no forward of the head."""
@@ -205,10 +176,63 @@ class TreeSizing:
         return min(self.costs.plain, self._seconds / self._tokens) if self._tokens else self.costs.plain
 
     @property
-    def least_score(self) -> float:
-        """Log-probability, as the draft sees it, that a node must have to pay."""
-        share = min(self.costs.extra[3] / self.seconds_per_token, 0.9)
-        return math.log(share) / self.exponent
+    def progress_share(self) -> float:
+        """
+        How much of what drafts add to a row on average brings the one forward that is furthest behind: the others wait
+        for it in the end. 1 for a single row.
+        """
+        return min((self._progressed + self._PRIOR_GAIN) / (self._gained + self._PRIOR_GAIN), 1.0)
+
+    @property
+    def seconds_saved_per_token(self) -> float:
+        """What a token more in every row, on average, is worth."""
+        return self.progress_share * self.seconds_per_token
+
+    @property
+    def least_rate(self) -> float:
+        """Rate at which a node must be accepted, averaged over rows, to pay."""
+        return min(self.costs.extra[3] / self.seconds_saved_per_token, 0.9)
+
+    def rates(self, scores: torch.Tensor) -> torch.Tensor:
+        """
+        Rates at which the likeliest, the second likeliest ... node of every row is accepted, averaged over rows.
+
+        Args:
+            scores (`torch.Tensor` of shape `(batch_size, num_nodes)`): Log-probabilities, as the draft sees them.
+
+        Returns:
+            `torch.Tensor` of shape `(num_nodes,)`; of a single row as its nodes stand
+        """
+        rates = torch.exp(scores.float() * self.exponent)
+        return rates[0] if len(rates) == 1 else rates.sort(dim=1, descending=True).values.mean(dim=0)
+
+    def num_worth(self, scores: torch.Tensor) -> int:
+        """
+        How many nodes pay, the root included, the same number in every row.
+
+        Args:
+            scores (`torch.Tensor` of shape `(batch_size, num_nodes)`): Their log-probabilities; 0 for the root.
+        """
+        return _shown_if_broken(scores, int((self.rates(scores) >= self.least_rate).sum()))
+
+    def num_worth_looking_up(self, rates: Sequence[float], count: int) -> int:
+        """
+        How many of `count` looked-up tokens pay.
+
+        Args:
+            rates (`Sequence[float]`): For every row, the rate at which each token follows the one before, as in the
+                text that was looked up.
+            count (`int`): Tokens that could be verified.
+        """
+        _, draft, _, per_node = self.costs.extra
+        saved = 0.0 if self._parts is not None and self._parts[1] else -draft
+        for position in range(count):
+            rate = sum(rate ** (position + 1) for rate in rates) / len(rates)
+            if rate < self.least_rate:
+                count = position
+                break
+            saved += rate * self.seconds_saved_per_token - per_node
+        return count if saved > 0 else 0
 
     def wants_level(self, scores: torch.Tensor, level: int) -> bool:
         """
@@ -219,17 +243,23 @@ class TreeSizing:
                 above, or of level 1.
             level (`int`): The level, 1 being the children of the root.
         """
-        rates = torch.exp(scores.float() * self.exponent)
-        total = float(rates.sum()) / len(scores)  # tokens that these nodes add to a row
+        rates = self.rates(scores)
+        total = float(rates.sum())  # tokens that these nodes add to a row
         if math.isnan(total):
             return True  # a broken head: the tree shows it
         _, draft, per_level, per_node = self.costs.extra
         # Levels fade at about the rate at which the last one did.
         fading = min(total if level <= 2 else total / max(self._level_total, 1e-9), 0.95)
         self._level_total = total
-        if level == 1:
-            return total * (1 + fading) * self.seconds_per_token > draft + per_node
-        return total * fading * self.seconds_per_token > per_level + per_node
+        if level > 1:
+            return total * fading * self.seconds_saved_per_token > per_level + per_node
+        # Nodes may be left out; levels below add what this one does, but for the fading, as long as they pay.
+        gain = float((rates * self.seconds_saved_per_token - per_node).clamp(min=0).sum())
+        saved = -draft
+        while gain > per_level:
+            saved += gain - per_level
+            gain *= fading
+        return saved > 0
 
     # ------------------------------------------------------------------ what came of it
 
@@ -247,7 +277,8 @@ class TreeSizing:
         """
         if self._parts is not None and tree.num_nodes - 1 > self._parts[3]:
             self._expected = None
-            self._parts = (*self._parts[:3], tree.num_nodes - 1)
+            learned, _, levels, _ = self._parts
+            self._parts = (learned, 1, levels, tree.num_nodes - 1)
 
     def end_step(self, tokens: float, progress: float | None = None) -> None:
         """
@@ -288,6 +319,9 @@ class TreeSizing:
             rate = max(0.02, 0.2 / (2 + self._num_fitted))  # the first steps of a pair say most
             self._num_fitted += 1
             self.exponent = min(max(self.exponent * math.exp(-rate * error), 0.2), 3.0)
+        if parts[3]:
+            self._gained = 0.95 * self._gained + tokens - 1
+            self._progressed = 0.95 * self._progressed + progress - 1
         self._balance += saved
         self._judge(saved)
 
@@ -312,7 +346,7 @@ class TreeSizing:
             return f"No drafts in {self.num_plain_steps} steps so far."
         plain = 1000 * self.costs.plain
         learn, draft, level, node = (1000 * value for value in self.costs.extra)
-        rate, share = f"p^{self.exponent:.2f}", math.exp(self.least_score)
+        rate, share = f"p^{self.exponent:.2f}", self.least_rate ** (1 / self.exponent)
         return (
             f"{self.num_drafted_steps} of {self.num_drafted_steps + self.num_plain_steps} steps drafted, on average "
             f"{self.num_nodes / self.num_drafted_steps:.1f} nodes on {self.num_levels / self.num_drafted_steps:.1f} "
@@ -326,7 +360,7 @@ class TreeSizing:
 _KNOWN: WeakKeyDictionary[object, WeakKeyDictionary[object, dict[tuple, TreeSizing]]] = WeakKeyDictionary()
 
 
-def known_sizing(draft: object, target: object, situation: tuple, warms_up: bool = True) -> TreeSizing:
+def known_sizing(draft: object, target: object, situation: tuple, unknown: TreeSizing) -> TreeSizing:
     """
     What earlier calls have learned about a pair in the same situation, to go on with; a copy, since several calls may
     run at once.
@@ -335,14 +369,15 @@ def known_sizing(draft: object, target: object, situation: tuple, warms_up: bool
         draft ([`EagleDraftModel`]): The head.
         target ([`~transformers.PreTrainedModel`]): Its target.
         situation (`tuple`): What else costs and confidence depend on: device, dtype, batch size, sampling, compilation.
-        warms_up (`bool`): Whether the first plain step does what later ones need not, such as compiling its graph.
+        unknown ([`TreeSizing`]): What to begin with where nothing is known.
     """
-    known = _of_pair(draft, target).get(situation)
-    sizing = TreeSizing(first_plain_steps=2 if warms_up else 1) if known is None else copy.deepcopy(known)
-    # Costs and confidence hold in the next text too; whether drafting pays in it is seen anew.
+    sizing = copy.deepcopy(_of_pair(draft, target).get(situation, unknown))
+    # Costs and confidence hold in the next text too; whether drafting pays in it is seen anew, except in batches, where
+    # the number of rows decides it.
     sizing._is_first, sizing._parts = True, None
-    sizing._saved, sizing._balance, sizing._pause, sizing._paused = 0.0, 0.0, 3, 0
-    sizing._since_plain = 0
+    sizing._balance, sizing._since_plain = 0.0, 0
+    if sizing.costs.batch_size == 1:
+        sizing._saved, sizing._pause, sizing._paused = 0.0, 3, 0
     sizing.num_plain_steps = sizing.num_drafted_steps = sizing.num_nodes = sizing.num_levels = 0
     return sizing
 

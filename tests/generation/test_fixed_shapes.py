@@ -111,6 +111,23 @@ def test_compiled_steps_write_the_same_text_and_need_no_new_graphs_in_later_call
     assert counts[1] == counts[2]
 
 
+def test_a_second_size_of_caches_needs_graphs_and_further_ones_need_none(compile_config):
+    """The second size that is met leaves the number of columns open, as PyTorch does by itself."""
+    target, inputs = tiny_target("llama"), left_padded_prompts(PROMPT_LENGTHS[:1])
+    draft = use_options(random_draft(target), num_assistant_tokens=6, draft_depth=3, draft_width=2)
+    settings = {**inputs, "eos_token_id": None, "do_sample": False}
+    counts = []
+    for max_new_tokens in (20, 90, 150, 210):
+        plain = target.generate(**settings, max_new_tokens=max_new_tokens)
+        ours = target.generate(
+            **settings, max_new_tokens=max_new_tokens, assistant_model=draft, cache_implementation="static",
+            compile_config=compile_config,
+        )  # fmt: skip
+        assert torch.equal(plain, ours)
+        counts.append(compile_config.backend.count)
+    assert counts[0] < counts[1] == counts[2] == counts[3]
+
+
 def test_a_target_that_changes_between_compiled_calls_is_seen(compile_config):
     """Its modules are not guarded; they are looked over in every call."""
     target, inputs = tiny_target("llama"), left_padded_prompts(PROMPT_LENGTHS[:1])

@@ -79,7 +79,7 @@ def test_the_draft_learns_the_whole_prompt_the_image_included(monkeypatch, name)
 
     monkeypatch.setattr(Drafter, "read_prompt", read_prompt)
     draft = random_draft(target, feature_layer_ids=[0, 1, 3])  # the last one before the norm, where no one returns it
-    output = target.generate(**inputs, assistant_model=draft, max_new_tokens=2, do_sample=False, eos_token_id=None)
+    output = target.generate(**inputs, assistant_model=draft, max_new_tokens=4, do_sample=False, eos_token_id=None)
     ids, real_columns = inputs["input_ids"], inputs["attention_mask"].bool()
     before_norm = []
     last_layer = target.model.language_model.layers[-1]

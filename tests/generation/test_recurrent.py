@@ -86,7 +86,7 @@ def test_the_draft_gets_the_features_of_every_token_once(monkeypatch):
     target, read = decoder_of("qwen3_next"), []
 
     class Recorder(ScriptedChainDrafter):
-        def read_prompt(self, states, *args):
+        def defer_prompt(self, states, *args):
             read.append(torch.cat(states, dim=-1))
 
         def read_accepted(self, features, tokens, counts):

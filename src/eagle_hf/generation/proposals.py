@@ -9,8 +9,9 @@ from ..draft_options import DraftOptions
 from ..drafting import Drafter
 from ..modeling_eagle import EagleDraftModel
 from ..retrieval import Retrieval
+from ..step_costs import StepCosts
 from ..tree import DraftTree
-from ..tree_sizing import known_sizing, remember
+from ..tree_sizing import TreeSizing, known_sizing, remember
 from .sequences import Sequences
 from .sharded_weights import whole
 from .target import Target
@@ -38,9 +39,11 @@ class Proposals:
         compile_config, max_length = target.compiling()
         is_compiled, do_sample = compile_config is not None, target.generation_config.do_sample
         self._situation = (str(model.device), model.dtype, sequences.batch_size, do_sample, is_compiled)
-        warms_up = is_compiled or not target.is_on_cpu  # a GPU loads its kernels when they are first called
-        sizes_trees = options.draft_tree == "auto"
-        self.sizing = known_sizing(draft, model, self._situation, warms_up) if sizes_trees else None
+        self.sizing: TreeSizing | None = None
+        if options.draft_tree == "auto":
+            warms_up = is_compiled or not target.is_on_cpu  # a GPU loads its kernels when they are first called
+            unknown = TreeSizing(StepCosts(sequences.batch_size), first_plain_steps=2 if warms_up else 1)
+            self.sizing = known_sizing(draft, model, self._situation, unknown)
         self.drafter = Drafter(draft, options, embed_tokens, lm_head, compile_config, max_length, self.sizing)
         self._retrieval: Retrieval | None = None
         if options.draft_retrieval:
@@ -48,10 +51,12 @@ class Proposals:
             self._retrieval = Retrieval(options.draft_retrieval, texts, replaces_tree=not target.is_tree)
 
     def read_prompt(self) -> None:
-        """Let the head learn the prompt, once the token after it is known."""
+        """Let the head learn the prompt, once the token after it is known; at the latest before its first tree."""
         prompt = self._target.prompt_features(self._sequences.prompt_len)
         following = self._sequences.ids[:, -prompt.seq_len :]
-        self.drafter.read_prompt(prompt.states, following, prompt.positions, prompt.mask)
+        # The next replay of a CUDA graph may write over what an earlier one has returned.
+        read = self.drafter.read_prompt if self._target.has_fixed_shapes else self.drafter.defer_prompt
+        read(prompt.states, following, prompt.positions, prompt.mask)
 
     def next_tree(self, open_rows: list[int], noise_ahead: Callable[[int], Noise | None]) -> DraftTree:
         """
@@ -64,8 +69,9 @@ class Proposals:
         max_depth = self._target.clamp_depth(self._sequences.max_draft_depth())
         tree = self.drafter.grow(self._sequences.newest(), max_depth, noise_ahead if self._is_coupled else None)
         if self._retrieval is not None and self.drafter.sizing.looks_up:
-            tree = self._retrieval.add_to(tree, self._sequences.new_tokens, open_rows, max_depth)
-            self.drafter.sizing.verifies(tree)
+            sizing = self.drafter.sizing
+            tree = self._retrieval.add_to(tree, self._sequences.new_tokens, open_rows, max_depth, sizing)
+            sizing.verifies(tree)
         return self._target.fit(tree)
 
     def read_accepted(self, features: torch.Tensor, paths: Sequence[Sequence[int]], open_rows: list[int]) -> None:
