@@ -220,7 +220,7 @@ def test_a_text_loses_little_where_drafts_about_break_even(monkeypatch, seed):
     for most_lost in (TreeSizing._MOST_LOST, math.inf):
         monkeypatch.setattr(TreeSizing, "_MOST_LOST", most_lost)
         machine, sizing = Machine(monkeypatch, accept=0.25, seed=seed), TreeSizing(exponent=0.2)
-        monkeypatch.setattr(sizing, "_judge", lambda saved: None)  # that pauses are not what bounds it
+        monkeypatch.setattr(sizing, "_judge", lambda *_, **__: None)  # that pauses are not what bounds it
         seconds, tokens, learned = machine.run(sizing, 400, confidence=0.9)
         assert learned > 5
         bounds.append(seconds - tokens * PLAIN)
@@ -253,7 +253,7 @@ def test_plain_steps_are_measured_again_where_drafts_save_little(monkeypatch, sa
     """The machine may have been slow when they were: drafts would seem to pay to the end of the text."""
     machine, sizing = Machine(monkeypatch, accept=0.9), TreeSizing()
     machine.run(sizing, 5, confidence=0.9)
-    monkeypatch.setattr(sizing, "_judge", lambda _: None)
+    monkeypatch.setattr(sizing, "_judge", lambda *_, **__: None)
     sizing._saved, measured = saved, 0
     for _ in range(100):
         measured += sizing._is_plain_due()
@@ -329,16 +329,21 @@ def test_nodes_of_a_batch_pay_on_average():
 def test_looked_up_tokens_pay_or_are_left_out():
     sizing = TreeSizing(StepCosts(4))
     sizing.costs.plain_steps.extend([PLAIN] * 3)
-    sizing.costs.extra = [LEARN, 0.05 * PLAIN, LEVEL, 0.3 * PLAIN]
+    sizing.costs.extra = [LEARN, DRAFT, LEVEL, 0.3 * PLAIN]
     assert sizing.num_worth_looking_up([0.8] * 4, 8) == 5  # 0.8 ** 5 is the last above 0.3
     assert sizing.num_worth_looking_up([0.8, 0.8, 0.0, 0.0], 8) == 2
     assert sizing.num_worth_looking_up([0.8, 0.0, 0.0, 0.0], 8) == 0
     assert FixedSizing().num_worth_looking_up([0.8, 0.0, 0.0, 0.0], 8) == 8
-    # The first one has to pay for there being a tree at all, unless the head has drafted one.
-    sizing.costs.extra[1] = 0.9 * PLAIN
-    assert sizing.num_worth_looking_up([0.8, 0.8, 0.0, 0.0], 8) == 0
-    sizing._parts = (1, 1, 2, 4)
-    assert sizing.num_worth_looking_up([0.8, 0.8, 0.0, 0.0], 8) == 2
+
+
+@pytest.mark.parametrize(("batch_size", "pause"), [(1, 0), (16, 3)])
+def test_a_batch_in_which_no_tree_pays_pauses_at_once(monkeypatch, batch_size, pause):
+    """A single row may be unsure of one token and sure of the next; many rows are unsure together."""
+    machine, sizing = Machine(monkeypatch, accept=0.0), TreeSizing(StepCosts(batch_size))
+    machine.run(sizing, sizing.first_plain_steps + 1, confidence=1e-3)
+    assert sizing.num_drafted_steps == 1
+    assert sizing.num_nodes == 0
+    assert sizing._paused == pause
 
 
 def test_a_head_is_not_tried_again_in_every_batch_of_a_size_that_does_not_pay(monkeypatch):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
-# What a step did besides verifying the root: whether the head learned, whether there was a tree, its levels, its nodes.
+# What a step did besides verifying the root: whether the head learned, whether it drafted, levels, nodes verified.
 Parts = tuple[int, int, int, int]
 
 
@@ -30,7 +30,7 @@ class StepCosts:
         batch_size (`int`): Rows of the batch.
     """
 
-    # Share of a plain step of one row: the head learns, there is a tree at all, per level, per node.
+    # Share of a plain step of one row: the head learns, drafts at all, per level, per node.
     _PRIOR = (0.1, 0.1, 0.06, 0.02)
     _SIZES = (1.0, 1.0, 4.0, 12.0)  # typical values of the same, which say how much the prior weighs
     _FADING = 0.97

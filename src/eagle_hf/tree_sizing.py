@@ -224,15 +224,10 @@ class TreeSizing:
                 text that was looked up.
             count (`int`): Tokens that could be verified.
         """
-        _, draft, _, per_node = self.costs.extra
-        saved = 0.0 if self._parts is not None and self._parts[1] else -draft
         for position in range(count):
-            rate = sum(rate ** (position + 1) for rate in rates) / len(rates)
-            if rate < self.least_rate:
-                count = position
-                break
-            saved += rate * self.seconds_saved_per_token - per_node
-        return count if saved > 0 else 0
+            if sum(rate ** (position + 1) for rate in rates) < self.least_rate * len(rates):
+                return position
+        return count
 
     def wants_level(self, scores: torch.Tensor, level: int) -> bool:
         """
@@ -277,8 +272,7 @@ class TreeSizing:
         """
         if self._parts is not None and tree.num_nodes - 1 > self._parts[3]:
             self._expected = None
-            learned, _, levels, _ = self._parts
-            self._parts = (learned, 1, levels, tree.num_nodes - 1)
+            self._parts = (*self._parts[:3], tree.num_nodes - 1)
 
     def end_step(self, tokens: float, progress: float | None = None) -> None:
         """
@@ -323,19 +317,20 @@ class TreeSizing:
             self._gained = 0.95 * self._gained + tokens - 1
             self._progressed = 0.95 * self._progressed + progress - 1
         self._balance += saved
-        self._judge(saved)
+        self._judge(saved, drafts_nothing=not parts[3])
 
-    def _judge(self, saved: float) -> None:
+    def _judge(self, saved: float, drafts_nothing: bool) -> None:
         """
         Pause where drafting has cost more than it saved, and clearly so: a few unlucky steps say little. Each pause is
-        longer than the last; they get shorter again while drafting pays.
+        longer than the last; they get shorter again while drafting pays. A batch in which no tree pays tells at once,
+        as what rows expect on average varies little.
         """
         self._spread = self._spread or self.costs.plain  # what it will be is not known yet
         self._saved = 0.9 * self._saved + 0.1 * saved
         self._spread = 0.9 * self._spread + 0.1 * abs(saved - self._saved)
         if self._saved > 0:
             self._pause = max(self._pause // self._PAUSE_GROWTH, 3)
-        elif self._saved < -0.3 * self._spread:
+        elif self._saved < -0.3 * self._spread or (drafts_nothing and self.costs.batch_size > 1):
             self._paused = self._pause
             self._pause = min(self._PAUSE_GROWTH * self._pause, self._LONGEST_PAUSE)
             self._saved = -0.15 * self._spread  # the next try need not be as long as this one
