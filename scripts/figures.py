@@ -13,7 +13,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "performance.md"
-RETRIEVAL = ROOT / "docs" / "retrieval.md"
 CARD = ROOT / "hub_cards" / "EAGLE3-demo-llama-10m" / "README.md"
 
 
@@ -111,32 +110,6 @@ def memory() -> Iterator[list[str]]:
         yield [f"{row['length']:,}", *sizes, f"{row['above_plain']:.1%}"]
 
 
-def contexts() -> Iterator[list[str]]:
-    """Cost of a step by length of the context."""
-    for row in record("context_growth_cpu_2_threads")["rows"]:
-        times = (f"{row[f'{name}_ms']:.2f}" for name in ("plain", "verify", "step"))
-        growth = (row[f"{name}_growth"] for name in ("plain", "verify", "step", "step_over_verify"))
-        yield [f"{row['length']:,}", *times, *map(hundredths, growth)]
-
-
-def looked_up() -> Iterator[list[str]]:
-    """What looking up adds to the head, by kind of text."""
-    for run, suffix in (
-        ("copying", ""),
-        ("greedy", ", held-out prompts"),
-        ("sampled", " at temperature 1, held-out prompts"),
-    ):
-        result = record(f"retrieval_{run}_cpu_2_threads")
-        for kind in ("given", "own"):
-            for domain, ways in result.get(kind, {}).items():
-                figures = [
-                    ways[way][name]
-                    for name in ("mean_acceptance_length", "speedup")
-                    for way in ("head", "head and retrieval")
-                ]
-                yield [kind + suffix, domain, *map(hundredths, figures)]
-
-
 # The first line of every table, what writes its rows, and the pages that it stands on.
 TABLES: tuple[tuple[str, Callable[[], Iterator[list[str]]], tuple[Path, ...]], ...] = (
     (
@@ -176,17 +149,6 @@ TABLES: tuple[tuple[str, Callable[[], Iterator[list[str]]], tuple[Path, ...]], .
         memory,
         (PERFORMANCE,),
     ),
-    (
-        "| context | plain token, ms | verification, ms | step, ms | growth of plain | of verification | of the step "
-        "| step / verification |",
-        contexts,
-        (PERFORMANCE,),
-    ),
-    (
-        "| text | prompts | tokens per verification: head | and retrieval | speedup: head | and retrieval |",
-        looked_up,
-        (RETRIEVAL,),
-    ),
 )
 
 
@@ -209,6 +171,6 @@ def with_figures(page: Path) -> str:
 
 
 if __name__ == "__main__":
-    for path in (README, PERFORMANCE, RETRIEVAL, CARD):
+    for path in (README, PERFORMANCE, CARD):
         path.write_text(with_figures(path), encoding="utf-8")
         print(f"wrote {path.relative_to(ROOT)}")

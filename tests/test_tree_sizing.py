@@ -326,7 +326,18 @@ def test_nodes_of_a_batch_pay_on_average():
     assert sizing.num_worth(torch.tensor([sure, unsure, unsure, unsure])) == 2
 
 
-def test_looked_up_tokens_pay_or_are_left_out():
+@pytest.mark.parametrize(("batch_size", "drafts"), [(1, True), (4, False)])
+def test_a_single_row_takes_a_chance_that_a_batch_does_not_take(batch_size, drafts):
+    """One step's doubts say little of the next one, where looked-up tokens may come on top; those of many rows stay."""
+    sizing = TreeSizing(StepCosts(batch_size))
+    sizing.costs.plain_steps.extend([PLAIN] * 3)
+    sizing.costs.extra = [LEARN, 0.3 * PLAIN, 0.2 * PLAIN, 0.1 * PLAIN]
+    assert sizing.wants_level(torch.tensor([[0.35, 0.02]]).log(), 1) is drafts
+    assert sizing.wants_level(torch.tensor([[0.95, 0.02]]).log(), 1)
+    assert not sizing.wants_level(torch.tensor([[0.1, 0.02]]).log(), 1)
+
+
+def test_looked_up_tokens_of_a_batch_pay_or_are_left_out():
     sizing = TreeSizing(StepCosts(4))
     sizing.costs.plain_steps.extend([PLAIN] * 3)
     sizing.costs.extra = [LEARN, DRAFT, LEVEL, 0.3 * PLAIN]
@@ -334,6 +345,8 @@ def test_looked_up_tokens_pay_or_are_left_out():
     assert sizing.num_worth_looking_up([0.8, 0.8, 0.0, 0.0], 8) == 2
     assert sizing.num_worth_looking_up([0.8, 0.0, 0.0, 0.0], 8) == 0
     assert FixedSizing().num_worth_looking_up([0.8, 0.0, 0.0, 0.0], 8) == 8
+    sizing.costs.batch_size = 1
+    assert sizing.num_worth_looking_up([0.8], 8) == 8
 
 
 @pytest.mark.parametrize(("batch_size", "pause"), [(1, 0), (16, 3)])
@@ -344,6 +357,8 @@ def test_a_batch_in_which_no_tree_pays_pauses_at_once(monkeypatch, batch_size, p
     assert sizing.num_drafted_steps == 1
     assert sizing.num_nodes == 0
     assert sizing._paused == pause
+    sizing.begin_step()
+    assert sizing.looks_up is (batch_size == 1)
 
 
 def test_a_head_is_not_tried_again_in_every_batch_of_a_size_that_does_not_pay(monkeypatch):

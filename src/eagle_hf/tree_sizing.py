@@ -155,7 +155,12 @@ class TreeSizing:
 
     @property
     def looks_up(self) -> bool:
-        """Whether tokens may be looked up for this step; also in a pause, as they cost no forward of the head."""
+        """
+        Whether tokens may be looked up for this step; of a single row also in a pause, as they cost no forward of the
+        head. In a batch that pauses, a few rows would come forward, and all would pay for it.
+        """
+        if self.costs.batch_size > 1 and self._parts is not None and not self._parts[0]:
+            return False
         return not self.is_measuring and not self._has_lost_too_much()
 
     def _has_lost_too_much(self) -> bool:
@@ -217,13 +222,16 @@ class TreeSizing:
 
     def num_worth_looking_up(self, rates: Sequence[float], count: int) -> int:
         """
-        How many of `count` looked-up tokens pay.
+        How many of `count` looked-up tokens pay. In a batch, what a few rows repeat is verified in all of them; a
+        single row keeps all: that it goes on repeating itself is likelier than a rate by its past length says.
 
         Args:
             rates (`Sequence[float]`): For every row, the rate at which each token follows the one before, as in the
                 text that was looked up.
             count (`int`): Tokens that could be verified.
         """
+        if self.costs.batch_size == 1:
+            return count
         for position in range(count):
             if sum(rate ** (position + 1) for rate in rates) < self.least_rate * len(rates):
                 return position
@@ -248,6 +256,8 @@ class TreeSizing:
         self._level_total = total
         if level > 1:
             return total * fading * self.seconds_saved_per_token > per_level + per_node
+        if self.costs.batch_size == 1:  # takes the chance: how sure of one token a head is says little of the next ones
+            return total * (1 + fading) * self.seconds_saved_per_token > draft + per_node
         # Nodes may be left out; levels below add what this one does, but for the fading, as long as they pay.
         gain = float((rates * self.seconds_saved_per_token - per_node).clamp(min=0).sum())
         saved = -draft
