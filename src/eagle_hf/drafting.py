@@ -202,12 +202,10 @@ class Drafter:
         return self.network.step(self.network.project_features(features), tokens, rotary, mask, sliding_mask)
 
     def _within_window(self, mask: torch.Tensor | None, num_rows: int, are_guesses: bool) -> torch.Tensor | None:
-        window = self.draft.config.sliding_window
-        return (
-            None
-            if window is None
-            else within_window(mask, window, self._lengths or [0], num_rows, are_guesses, self.draft.device)
-        )
+        if self.draft.config.sliding_window is None:
+            return None
+        window, lengths = self.draft.config.sliding_window, self._lengths or [0]
+        return within_window(mask, window, lengths, num_rows, are_guesses, self.draft.device)
 
     # ------------------------------------------------------------------ trees
 

@@ -84,7 +84,8 @@ def grow_dynamic_tree(
 
     # A broken head must not break the order: NaN counts as impossible. Every descendant of NaN is NaN as well.
     flat_scores = torch.cat(all_scores, dim=1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-    num_nodes = min(num_nodes, flat_scores.shape[1], sizing.num_worth(flat_scores))
+    # One child stays in any case: that there be a tree was wanted, and it shows whether the head is broken.
+    num_nodes = min(num_nodes, flat_scores.shape[1], max(sizing.num_worth(flat_scores), 2))
     chosen = largest(flat_scores, num_nodes)[1].sort(dim=1).values  # (batch_size, num_nodes)
     expanded = torch.cat(all_beams[: len(all_scores) - 2], dim=1) if len(all_scores) > 2 else beams[:, :0]
     parent_of = torch.cat(

@@ -102,8 +102,8 @@ class TreeSizing:
     _PAUSE_GROWTH = 4
     _MEASURED_AGAIN = 16  # steps after which a plain one is due, where drafts save little
     _MOST_LOST = 3.0  # plain steps that drafts may cost a text in vain ...
-    _PRIOR_GAIN = 2.0  # tokens of a draft after which as much is known of `progress_share` as was supposed
     _SHARE_LOST = 0.01  # ... and this share of those that drafted nothing
+    _PRIOR_GAIN = 2.0  # tokens of a draft after which as much is known of `progress_share` as was supposed
 
     costs: StepCosts = field(default_factory=StepCosts)
     exponent: float = 1.0
