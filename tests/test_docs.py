@@ -108,6 +108,27 @@ def test_what_is_said_of_compiled_steps_and_the_first_call_is_as_recorded():
     assert f"the second one {first_call['second']:.1f}." in text
 
 
+def test_what_is_said_of_single_answers_is_as_recorded():
+    text = " ".join((ROOT / "docs" / "performance.md").read_text().split())
+    result = json.loads((ROOT / "benchmarks" / "results" / "demo_tasks_second_run_cpu_2_threads.json").read_text())
+    medians = {row["temperature"]: row["speedup"]["median"] for row in result["rows"]
+               if (row["task"], row["method"]) == ("all", "eagle")}  # fmt: skip
+    assert f"had {medians[0]:.2f} and {medians[1]:.2f}" in text
+    claims = {0: "{below} of {number} was below 0.95 greedily, the slowest at {slowest:.2f}",
+              1: "and {below} of {number} sampled, the slowest at {slowest:.2f}"}  # fmt: skip
+    for temperature, claim in claims.items():
+        speedups = [
+            statistics.median(
+                a / b for a, b in zip(*(turn["methods"][m]["seconds"] for m in ("plain", "eagle")), strict=True)
+            )
+            for record in result["records"]
+            for turn in record["turns"]
+            if record["temperature"] == temperature and turn["methods"]["plain"]["num_tokens"] >= 50
+        ]
+        below = sum(round(speedup, 2) < 0.95 for speedup in speedups)
+        assert claim.format(below=below, number=len(speedups), slowest=min(speedups)) in text
+
+
 def test_the_training_tables_are_those_of_the_recorded_runs():
     text = (ROOT / "docs" / "training.md").read_text()
     results = json.loads((ROOT / "benchmarks" / "results" / "training_variants.json").read_text())

@@ -157,6 +157,16 @@ def test_a_broken_head_is_shown():
     assert FixedSizing(0.1).wants_level(torch.full((2, 3), math.nan), 1)
 
 
+def test_a_broken_tree_keeps_a_node_that_shows_it():
+    """Where a graph has made NaN impossible already; improbable nodes are left out all the same."""
+    auto = TreeSizing()
+    auto.costs.observe((0, 0, 0, 0), PLAIN)
+    for sizing in (auto, FixedSizing(0.1)):
+        assert sizing.num_worth(torch.tensor([[0.0, -math.inf, -math.inf]])) == 2
+        assert sizing.num_worth(torch.tensor([[0.0, -20.0, -20.0]])) == 1
+    assert FixedSizing().num_worth(torch.tensor([[0.0, -math.inf, -math.inf]])) == 3
+
+
 def test_the_report_names_its_reasons(monkeypatch):
     sizing = TreeSizing()
     assert "No drafts" in sizing.report()
@@ -369,8 +379,9 @@ def test_a_head_is_not_tried_again_in_every_batch_of_a_size_that_does_not_pay(mo
             Machine(monkeypatch, accept=0.0),
             known_sizing(head, target, (rows,), TreeSizing(StepCosts(rows))),
         )
-        while not sizing._paused:
-            machine.run(sizing, 1, confidence=0.9)
+        for _ in range(200):
+            machine.run(sizing, 0 if sizing._paused else 1, confidence=0.9)
+        assert sizing._paused
         remember(head, target, (rows,), sizing)
         following = known_sizing(head, target, (rows,), TreeSizing(StepCosts(rows)))
         machine.run(following, 1, confidence=0.9)  # a plain one
