@@ -78,6 +78,8 @@ def main() -> None:
         kinds = [type(wrapped).__name__, *{type(p.data).__name__ for p in wrapped.parameters()}]
         (Path(output) / "wrapped.json").write_text(json.dumps(kinds))
         (Path(output) / "log.json").write_text(json.dumps(trainer.state.log_history))
+    trainer.accelerator.wait_for_everyone()  # what the group's threads still hold is let go
+    trainer.accelerator.end_training()  # a process that exits while they run may be aborted
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import tiny_target
+from doubles import letter_tokenizer
 from run_fsdp import head_and_objective
 from safetensors.torch import load_file
 
@@ -34,9 +36,13 @@ def start(command: list[str], world_size: int, timeout: int = 240) -> None:
         )
         for rank in range(world_size)
     ]
-    for process in processes:
-        _, stderr = process.communicate(timeout=timeout)
-        assert process.returncode == 0, stderr[-4000:]
+    try:
+        for process in processes:
+            _, stderr = process.communicate(timeout=timeout)
+            assert process.returncode == 0, stderr[-4000:]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def run(output: Path, world_size: int, **settings) -> dict[str, torch.Tensor]:
@@ -78,6 +84,26 @@ def test_figures_cover_the_batches_of_all_processes(tmp_path, one_process):
     run(tmp_path / "one", 1, save_strategy="no", max_steps=1, gradient_accumulation_steps=2)
     two, one = (json.loads((folder / "log.json").read_text())[0] for folder in (tmp_path, tmp_path / "one"))
     assert two["simulated_acceptance_length"] == one["simulated_acceptance_length"]
+
+
+def test_the_command_leaves_no_group_of_processes_behind(tmp_path):
+    tiny_target("llama").save_pretrained(tmp_path / "target")
+    letter_tokenizer().save_pretrained(tmp_path / "target")
+    row = json.dumps({"prompt": "abcdefgh", "completion": "hgfedcba"})
+    (tmp_path / "data.jsonl").write_text(f"{row}\n" * 16)
+    options = [
+        "train", "--target", str(tmp_path / "target"), "--data", str(tmp_path / "data.jsonl"), "--output_dir",
+        str(tmp_path / "out"), "--use_cpu", "--report_to", "none", "--max_steps", "1", "--num_unrolls", "2",
+        "--feature_layer_ids", "0", "1", "2", "--disable_tqdm", "True", "--save_strategy", "no", "--ddp_backend", "gloo",
+    ]  # fmt: skip
+    script = (
+        "import sys, torch.distributed as dist\n"
+        "from eagle_hf.cli.main import main\n"
+        "main(sys.argv[1:])\n"
+        "assert dist.is_available() and not dist.is_initialized()"
+    )
+    start(["-c", script, *options], 2)
+    assert (tmp_path / "out" / "head" / "README.md").exists()
 
 
 def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path):

@@ -159,6 +159,8 @@ def run(args: argparse.Namespace) -> int:
         card = _card(trainer, train_samples, eval_samples, trained.metrics, metrics)
         card.save(folder / "README.md")
         print(f"saved to {folder}")
+    trainer.accelerator.wait_for_everyone()  # what the threads of a process group still hold is let go
+    trainer.accelerator.end_training()  # a process that exits while they run may be aborted
     return 0
 
 
