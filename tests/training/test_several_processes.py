@@ -94,7 +94,8 @@ def test_the_command_leaves_no_group_of_processes_behind(tmp_path):
     options = [
         "train", "--target", str(tmp_path / "target"), "--data", str(tmp_path / "data.jsonl"), "--output_dir",
         str(tmp_path / "out"), "--use_cpu", "--report_to", "none", "--max_steps", "1", "--num_unrolls", "2",
-        "--feature_layer_ids", "0", "1", "2", "--disable_tqdm", "True", "--save_strategy", "no", "--ddp_backend", "gloo",
+        "--feature_layer_ids", "0", "1", "2", "--disable_tqdm", "True", "--save_strategy", "no",
+        "--ddp_backend", "gloo",
     ]  # fmt: skip
     script = (
         "import sys, torch.distributed as dist\n"
