@@ -9,7 +9,7 @@ WORKERS ?= auto
 
 .PHONY: demo test test-oldest test-version test-versions test-app architectures lossless fuzz notebooks reference figures \
 	docs bench bench-loading bench-tasks bench-training bench-retrieval bench-long bench-memory bench-batches \
-	bench-first-call soak profile sweep lint format types ci clean help
+	bench-first-call bench-without-drafts soak profile sweep lint format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,9 @@ bench-memory: $(VENV)/.ready ## Measure peak memory above plain generation
 
 bench-first-call: $(VENV)/.ready ## Measure what the first call with a head takes longer
 	$(BIN)/python benchmarks/first_call.py
+
+bench-without-drafts: $(VENV)/.ready ## Measure what a call takes in which nothing is drafted
+	$(BIN)/python benchmarks/without_drafts.py
 
 bench-batches: $(VENV)/.ready ## Measure batches of 1 to 16 with and without the draft
 	$(BIN)/python benchmarks/batches.py --parts

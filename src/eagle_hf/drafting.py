@@ -141,7 +141,6 @@ class Drafter:
             self._lengths, self._root_positions = [seq_len - 1], [self._root_positions[0] - 1]
             self.network.cut(seq_len - 1)
 
-    @torch.inference_mode()
     def read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:
         """
         Learn the features of newly accepted tokens, before the next tree is grown.
@@ -154,7 +153,8 @@ class Drafter:
         if not self.is_stopped:
             if len(self._unread) >= self.MAX_UNREAD:
                 self._read_deferred()
-                self._read_unread()
+                with torch.inference_mode():
+                    self._read_unread()
             self._unread.append((features, tokens, counts))
 
     def _read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:
@@ -222,7 +222,6 @@ class Drafter:
             progress = min(self._num_accepted[row] for row in rows) - min(before[row] for row in rows)
             self.sizing.end_step(sum(counts) / len(rows), progress)
 
-    @torch.inference_mode()
     def grow(
         self, roots: torch.Tensor, max_depth: int, noise_ahead: Callable[[int], Noise | None] | None = None
     ) -> DraftTree:
@@ -245,6 +244,12 @@ class Drafter:
         if self._deferred is not None:
             self._read_deferred()
             self.sizing.restart_clock()
+        with torch.inference_mode():
+            return self._grow(roots, max_depth, noise_ahead)
+
+    def _grow(
+        self, roots: torch.Tensor, max_depth: int, noise_ahead: Callable[[int], Noise | None] | None
+    ) -> DraftTree:
         self._noise = NoiseAhead(partial(self._draft_noise, noise_ahead), min(max_depth, self.options.max_depth))
         if self.draft.config.parallel_drafting or self.options.draft_tree == "static":
             self._read_unread()

@@ -12,11 +12,13 @@ embedding ── layer 0 ── layer 1 ── ... ── layer n - 1 ── fin
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from .configuration_eagle import EagleConfig
@@ -47,35 +49,51 @@ class FeatureReader:
         self.layer_ids = config.resolve_feature_layer_ids(num_layers)
         self._last = num_layers
         self._width = config.target_hidden_size
-        self._last_layer: nn.Module | None = None
+        self._hooked: dict[int, nn.Module] = {}  # layers whose outputs are read, by the hidden state that they are
         if config.reads_last_layer_before_norm(num_layers):
-            self._last_layer = last_decoder_layer(model, num_layers)
-        self._last_output = torch.empty(0)
-        self._hook: Any = None
-        returned = [i for i in self.layer_ids if self._last_layer is None or i != num_layers]
-        # What to pass to the target's forward under this name.
-        self.output_hidden_states: list[int] | bool = hidden_states_argument(returned) if returned else False
+            self._hooked[num_layers] = last_decoder_layer(model, num_layers)
+        self._outputs: dict[int, torch.Tensor] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    @property
+    def output_hidden_states(self) -> list[int] | bool:
+        """What to pass to the target's forward under this name."""
+        returned = [i for i in self.layer_ids if i not in self._hooked]
+        return hidden_states_argument(returned) if returned else False
 
     @property
     def has_hook(self) -> bool:
-        """Whether a forward hook reads some of the features, which a compiled forward would not call."""
-        return self._last_layer is not None
+        """Whether forward hooks read some of the features, which a compiled forward would not call."""
+        return bool(self._hooked)
+
+    def read_layers(self, layers: Sequence[nn.Module]) -> None:
+        """
+        Read the features from the layers themselves, as far as they are outputs of layers before the last.
+
+        Args:
+            layers (`Sequence[nn.Module]`): All layers of the target's decoder, in order.
+        """
+        for layer_id in self.layer_ids:
+            if 0 < layer_id < self._last:
+                self._hooked[layer_id] = layers[layer_id - 1]
 
     def __enter__(self) -> "FeatureReader":
-        if self._last_layer is not None:
-            thread = threading.get_ident()
+        thread = threading.get_ident()
 
-            def keep_output(module: nn.Module, args: tuple, output: Any) -> None:
-                if threading.get_ident() == thread:  # others may use the target at the same time
-                    self._last_output = output[0] if isinstance(output, tuple) else output
+        def keep_output(module: nn.Module, args: tuple, output: Any, layer_id: int) -> None:
+            if threading.get_ident() == thread:  # others may use the target at the same time
+                self._outputs[layer_id] = output[0] if isinstance(output, tuple) else output
 
-            self._hook = self._last_layer.register_forward_hook(keep_output)
+        self._hooks = [
+            layer.register_forward_hook(partial(keep_output, layer_id=layer_id))
+            for layer_id, layer in self._hooked.items()
+        ]
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def states(self, hidden_states: tuple[torch.Tensor, ...] | None) -> list[torch.Tensor]:
         """
@@ -83,11 +101,18 @@ class FeatureReader:
 
         Args:
             hidden_states (`tuple` of `torch.Tensor`, *optional*): What the last forward returned under this name.
+
+        Raises:
+            `RuntimeError`: if layers that are read directly did not run.
+            `ValueError`: if the target keeps something else than one state per token there.
         """
-        is_hooked = self._last_layer is not None
-        states = [
-            self._last_output if is_hooked and i == self._last else (hidden_states or ())[i] for i in self.layer_ids
-        ]
+        outputs, self._outputs = self._outputs, {}  # of a prompt they are long
+        if silent := self._hooked.keys() - outputs.keys():
+            raise RuntimeError(
+                f"The draft reads outputs {sorted(silent)} of the target's layers, whose hooks were not called: the "
+                "target was compiled after its first call with a draft. Compile it before, or load it anew."
+            )
+        states = [outputs[i] if i in self._hooked else (hidden_states or ())[i] for i in self.layer_ids]
         for layer_id, state in zip(self.layer_ids, states, strict=True):
             if state.dim() != 3 or state.shape[-1] != self._width:
                 raise ValueError(

@@ -31,13 +31,14 @@ class StepCosts:
     """
 
     # Share of a plain step of one row: the head learns, drafts at all, per level, per node.
-    _PRIOR = (0.1, 0.1, 0.06, 0.02)
-    _SIZES = (1.0, 1.0, 4.0, 12.0)  # typical values of the same, which say how much the prior weighs
+    _PRIOR = np.array([0.1, 0.1, 0.06, 0.02])
+    _WEIGHTS = np.square([1.0, 1.0, 4.0, 12.0])  # of the prior: typical values of the same
     _FADING = 0.97
 
     batch_size: int = 1
     plain_steps: deque[float] = field(default_factory=lambda: deque(maxlen=7))  # seconds of the latest plain steps
     extra: list[float] = field(default_factory=list)
+    _has_drafted: bool = False  # any step so far
     _gram: np.ndarray = field(default_factory=lambda: np.zeros((4, 4)))  # faster than tensors at this size
     _moment: np.ndarray = field(default_factory=lambda: np.zeros(4))
 
@@ -50,15 +51,18 @@ class StepCosts:
         """Learn from a step."""
         if not any(parts):
             self.plain_steps.append(seconds)
-            if self._gram.any():
+            if self._has_drafted:
                 return  # a plain step says nothing about the others, unless all that is known of them follows from it
         else:
+            self._has_drafted = True
             x = np.array(parts, dtype=float)
             self._gram = self._FADING * self._gram + np.outer(x, x)
             self._moment = self._FADING * self._moment + (seconds - self.plain) * x
-        weights = np.square(self._SIZES)
-        prior = self.plain * math.sqrt(self.batch_size) * np.array(self._PRIOR)
-        solution = np.linalg.solve(self._gram + np.diag(weights), self._moment + weights * prior).tolist()
+        prior = self.plain * math.sqrt(self.batch_size) * self._PRIOR
+        solution = prior.tolist()
+        if self._has_drafted:
+            moment = self._moment + self._WEIGHTS * prior
+            solution = np.linalg.solve(self._gram + np.diag(self._WEIGHTS), moment).tolist()
         least = 0.002 * self.plain  # nothing is free, whatever noise says
         self.extra = [max(value, least) for value in solution]
 

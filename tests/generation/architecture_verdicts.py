@@ -10,6 +10,7 @@ from doubles import ScriptedChainDrafter, ScriptedDrafter, random_draft
 from transformers import DynamicCache, PreTrainedModel
 
 from eagle_hf import EagleDraftModel
+from eagle_hf.generation.direct_layers import direct_layers
 from eagle_hf.generation.forward import cache_argument
 from eagle_hf.generation.probe import can_verify_trees
 from eagle_hf.generation.recurrent import has_recurrent_state
@@ -46,6 +47,20 @@ def verdict(target: PreTrainedModel) -> tuple[str, str]:
     with torch.no_grad():
         target(PROMPTS["input_ids"][:1], use_cache=True, **{cache_argument(target): cache})
     return RECURRENT if has_recurrent_state(cache) else CHAINS, ""
+
+
+def features_agree(target: PreTrainedModel) -> bool:
+    """Whether layers that are read directly, if they are, give the hidden states that the target returns."""
+    layers, outputs = direct_layers(target), []
+    if not layers:
+        return True
+    hooks = [layer.register_forward_hook(lambda _, args, output: outputs.append(output)) for layer in layers]
+    with torch.no_grad():
+        hidden_states = target(PROMPTS["input_ids"][:1], output_hidden_states=True).hidden_states
+    for hook in hooks:
+        hook.remove()
+    outputs = [output[0] if isinstance(output, tuple) else output for output in outputs][:-1]  # the last is normed
+    return all(torch.equal(x, y) for x, y in zip(outputs, hidden_states[1:], strict=False))
 
 
 def texts(target: PreTrainedModel, verifies: str, rows: int = 1, seed: int = 0, **kwargs) -> tuple[torch.Tensor, ...]:

@@ -10,7 +10,7 @@ import architectures_table as page
 import pytest
 import torch
 import transformers
-from architecture_verdicts import REFUSED, TREES, texts, verdict
+from architecture_verdicts import REFUSED, TREES, features_agree, texts, verdict
 from every_decoder import NotBuiltError, model_types, tiny_decoder
 from transformers.utils import logging
 
@@ -39,6 +39,7 @@ def test_the_verdict_is_that_of_the_table_and_the_text_exact(model_type):
     if verifies == REFUSED:
         assert re.search("without `assistant_model`|streams", reason)
         return
+    assert features_agree(target)
     for options in ({"do_sample": False}, {"do_sample": False, "rows": 2}, {"do_sample": True, "seed": 1}):
         plain, ours, forwards = texts(target, verifies, **options)
         assert torch.equal(plain, ours), options

@@ -133,3 +133,12 @@ def test_the_first_call_is_compared_with_later_ones(run):
     assert median["plain_ms"] > 0
     assert 1 < median["probe"] < 100  # two forwards at least
     assert len(result["runs"]) == 1
+
+
+def test_calls_without_drafts_are_compared_with_plain_ones_and_these_with_themselves(run):
+    result = run("without_drafts", "--repeats", 2, "--new-tokens", 8, "--threads", 1)
+    for way in ("greedy", "temperature 1"):
+        assert result[way]["plain_ms"] > 0
+        for name in ("plain again", "no drafts"):
+            low, high = result[way][name]["quartiles"]
+            assert 0.2 < low <= result[way][name]["speed"] <= high < 5

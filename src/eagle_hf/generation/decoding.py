@@ -86,7 +86,7 @@ def eagle_decoding(
     records = Records(generation_config, sequences.batch_size)
     history = History(sequences.batch_size, keeps_trees=options.output_draft_trees)
 
-    try:
+    with target:
         logits = target.prefill(input_ids)
         selector = make_selector(
             sequences, logits_processor, generation_config, records, logits, target.rows_may_run_ahead
@@ -112,8 +112,6 @@ def eagle_decoding(
             target.keep([[0] if row in late else [] for row in range(sequences.batch_size)])
         elif not target.catch_up() and synced_gpus:  # another rank may have such rows, or lag behind
             target.idle(sequences.newest())
-    finally:
-        target.release()
     selector.finish()
     proposals.finish()
 

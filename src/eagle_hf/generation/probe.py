@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from ..tree import DraftTree
 from .devices import input_device
+from .direct_layers import watched_layers
 from .forward import cache_argument, forward_chain, forward_tree, takes_position_ids
 from .masks import TreeMasks
 from .recurrent import DeferredReplay, double_recurrent_states, has_recurrent_state
@@ -72,7 +73,8 @@ def _probe(model: PreTrainedModel) -> bool:
         max_depth=3,
     )
     path = [0, 2, 4, 5]
-    logits, cache = _plain_with_cache(model, torch.cat([prompt, nodes[None, path]], dim=1))
+    with watched_layers(model):
+        logits, cache = _plain_with_cache(model, torch.cat([prompt, nodes[None, path]], dim=1))
     expected = logits[0, prompt_len:].float()
     if expected.isnan().any():
         raise ValueError(

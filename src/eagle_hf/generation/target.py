@@ -11,6 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..features import FeatureReader
 from ..kv_cache import align_columns, capacity, clear_behind, keep_nodes
 from ..tree import DraftTree
+from .direct_layers import direct_layers
 from .fixed_shapes import CompiledForward, compiled_call, plain_capacity
 from .forward import cache_argument, forward_chain, forward_tree
 from .layer_records import KeyLayout, LayerRecords, newest_outputs
@@ -46,6 +47,8 @@ class PromptFeatures:
 
 class Target:
     """
+    Reads features and lends its cache as long as it is entered as a context.
+
     Args:
         model ([`~transformers.PreTrainedModel`]): The target.
         generation_config ([`~transformers.GenerationConfig`]): As prepared by `generate`.
@@ -53,7 +56,7 @@ class Target:
         reader ([`FeatureReader`]): Reads the features that the draft wants.
         is_tree (`bool`): Whether the target can verify trees; otherwise only chains, through its own causal mask.
         max_nodes (`int`): Nodes of the largest tree, the root included.
-    """  # noqa: D205
+    """
 
     def __init__(
         self,
@@ -78,6 +81,8 @@ class Target:
         self._compiled = (
             compiled_call(model, model_kwargs, generation_config) if is_tree and not reader.has_hook else None
         )
+        if self._compiled is None and (layers := direct_layers(model)):
+            reader.read_layers(layers)
         self.is_on_cpu = model.device.type == "cpu"  # kept, as a model looks for it among its parameters
         self.max_nodes = max_nodes
         self.num_forwards = 0
@@ -86,6 +91,14 @@ class Target:
         self._states: list[torch.Tensor] = []  # hidden states that the draft reads
         self._outputs: CausalLMOutputWithPast | None = None  # of a verification that is to be recorded
         self._lent: LentCache | None = None
+
+    def __enter__(self) -> "Target":
+        self.reader.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.reader.__exit__()
+        self._release()
 
     @property
     def has_fixed_shapes(self) -> bool:
@@ -114,8 +127,7 @@ class Target:
             `torch.Tensor` of shape `(batch_size, 1, vocab_size)`: Logits after the last prompt token.
         """
         kwargs = {**self.model_kwargs, **self._output_options()}
-        with self.reader:
-            outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
+        outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
         if isinstance(self._compiled, CompiledForward):
             self._compiled.look_over()
@@ -194,8 +206,7 @@ class Target:
             room = cast(int, capacity(self.cache)) - max(self.lengths)
             tree = tree.padded(min(self._num_rows(num_nodes), room))
         self._num_nodes = tree.num_nodes
-        with self.reader:
-            outputs = self._forward(tree, **self._output_options())
+        outputs = self._forward(tree, **self._output_options())
         self.num_forwards += 1
         # A forward may begin with tokens that are read again, whose outputs are no news.
         self._states = [state[:, -tree.num_nodes :] for state in self.reader.states(outputs.hidden_states)]
@@ -362,7 +373,7 @@ class Target:
         """Whether anybody sees the cache after this call."""
         return bool(self.generation_config.return_dict_in_generate or getattr(self.cache, "_is_user_defined", False))
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """Hand the cache back as plain `generate` leaves it."""
         if self._num_nodes:  # an exception came between verification and acceptance
             self._keep([()] * len(self.lengths))

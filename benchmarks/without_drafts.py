@@ -1,0 +1,82 @@
+"""What a call with a head takes where nothing is ever drafted: the bookkeeping of a step, which no text escapes.
+
+Plain `generate`, the same again, and a call with the demo head whose trees are all empty write the same text in turns.
+How far plain `generate` is from itself says what the machine's noise is. `make bench-without-drafts`.
+
+    python benchmarks/without_drafts.py [--json FILE]
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from conditions import clock, conditions
+from first_call import PROMPTS
+from speed import demo_pair, encode
+from transformers.utils import logging
+
+from eagle_hf.tree_sizing import TreeSizing
+
+
+def begin_plain_step(sizing: TreeSizing) -> bool:
+    """In place of `TreeSizing.begin_step`: the step is a plain one, and its time is noted."""
+    sizing._started, sizing._parts = clock(), (0, 0, 0, 0)
+    return False
+
+
+def measure(do_sample: bool, repeats: int, new_tokens: int) -> dict[str, Any]:
+    """Speed of the other ways in units of plain `generate`: medians of neighbouring runs, and their quartiles."""
+    target, draft, tokenizer = demo_pair()
+    texts = [encode(tokenizer, prompt) for prompt in PROMPTS]
+
+    def seconds(ids: torch.Tensor, assistant: Any) -> float:
+        torch.manual_seed(0)
+        start = clock()
+        target.generate(
+            ids, attention_mask=torch.ones_like(ids), assistant_model=assistant, do_sample=do_sample,
+            max_new_tokens=new_tokens, eos_token_id=None,
+        )  # fmt: skip
+        return clock() - start
+
+    ways = {"plain": None, "plain again": None, "no drafts": draft}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    never = mock.patch.multiple(TreeSizing, begin_step=begin_plain_step, looks_up=False)
+    with never:
+        for repeat in range(repeats + 1):
+            for ids in texts:
+                for name, assistant in ways.items():
+                    took = seconds(ids, assistant)
+                    if repeat:  # the first one warms up
+                        times[name].append(took)
+    result: dict[str, Any] = {"plain_ms": 1000 * statistics.median(times["plain"]) / new_tokens}
+    for name in list(ways)[1:]:
+        ratios = [plain / other for plain, other in zip(times["plain"], times[name], strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4)
+        result[name] = {"speed": round(median, 4), "quartiles": [round(low, 4), round(high, 4)]}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write the result here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.disable_progress_bar()
+    results = {}
+    for name, do_sample in (("greedy", False), ("temperature 1", True)):
+        results[name] = result = measure(do_sample, args.repeats, args.new_tokens)
+        print(f"{name}: plain token {result['plain_ms']:.2f} ms; in units of its speed: ", end="")
+        print(", ".join(f"{way} {result[way]['speed']:.3f} {result[way]['quartiles']}" for way in list(result)[1:]))
+    if args.json is not None:
+        args.json.write_text(json.dumps(conditions() | results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
