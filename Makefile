@@ -27,8 +27,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: $(VENV)/.ready ## Run the demo pair with and without its draft, offline
 	$(BIN)/eagle-hf demo
 
+# The tests run side by side: more threads than processors would wait for each other.
 test: $(VENV)/.ready ## Run the tests
-	HF_HUB_OFFLINE=1 EAGLE_HF_FAST_NOTEBOOKS=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake notebooks tests
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 EAGLE_HF_FAST_NOTEBOOKS=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake notebooks tests
 
 architectures: $(VENV)/.ready ## Check docs/architectures.md: every decoder of transformers with and without drafts
 	HF_HUB_OFFLINE=1 EAGLE_HF_EVERY_DECODER=1 $(BIN)/python -m pytest -n $(WORKERS) tests/generation/test_every_decoder.py

@@ -3,6 +3,9 @@
 Plain `generate`, the same again, and a call with the demo head whose trees are all empty write the same text in turns.
 How far plain `generate` is from itself says what the machine's noise is. `make bench-without-drafts`.
 
+    plain again     plain `generate` once more
+    hooked          the same with a target that was asked for its hidden states before: `transformers` has left hooks
+    no drafts       a call with the head that drafts nothing
     python benchmarks/without_drafts.py [--json FILE]
 """
 
@@ -31,25 +34,30 @@ def begin_plain_step(sizing: TreeSizing) -> bool:
 def measure(do_sample: bool, repeats: int, new_tokens: int) -> dict[str, Any]:
     """Speed of the other ways in units of plain `generate`: medians of neighbouring runs, and their quartiles."""
     target, draft, tokenizer = demo_pair()
+    hooked = demo_pair()[0]
     texts = [encode(tokenizer, prompt) for prompt in PROMPTS]
+    with torch.no_grad():
+        hooked(texts[0], output_hidden_states=True)
 
-    def seconds(ids: torch.Tensor, assistant: Any) -> float:
+    def seconds(ids: torch.Tensor, model: Any, assistant: Any) -> float:
         torch.manual_seed(0)
         start = clock()
-        target.generate(
+        model.generate(
             ids, attention_mask=torch.ones_like(ids), assistant_model=assistant, do_sample=do_sample,
             max_new_tokens=new_tokens, eos_token_id=None,
         )  # fmt: skip
         return clock() - start
 
-    ways = {"plain": None, "plain again": None, "no drafts": draft}
+    ways = {
+        "plain": (target, None), "plain again": (target, None), "hooked": (hooked, None), "no drafts": (target, draft)
+    }  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in ways}
     never = mock.patch.multiple(TreeSizing, begin_step=begin_plain_step, looks_up=False)
     with never:
         for repeat in range(repeats + 1):
             for ids in texts:
-                for name, assistant in ways.items():
-                    took = seconds(ids, assistant)
+                for name, way in ways.items():
+                    took = seconds(ids, *way)
                     if repeat:  # the first one warms up
                         times[name].append(took)
     result: dict[str, Any] = {"plain_ms": 1000 * statistics.median(times["plain"]) / new_tokens}

@@ -110,6 +110,22 @@ def memory() -> Iterator[list[str]]:
         yield [f"{row['length']:,}", *sizes, f"{row['above_plain']:.1%}"]
 
 
+def contexts() -> Iterator[list[str]]:
+    """Cost of a step by length of the context."""
+    for row in record("context_growth_cpu_2_threads")["rows"]:
+        times = (f"{row[f'{name}_ms']:.2f}" for name in ("plain", "verify", "step"))
+        growth = (row[f"{name}_growth"] for name in ("plain", "verify", "step", "step_over_verify"))
+        yield [f"{row['length']:,}", *times, *map(hundredths, growth)]
+
+
+def undrafted() -> Iterator[list[str]]:
+    """Speed of calls in which nothing is drafted."""
+    result = record("without_drafts")
+    for way in ("greedy", "temperature 1"):
+        figures = (result[way][name] for name in ("plain again", "hooked", "no drafts"))
+        yield [way, *("{speed:.3f} [{quartiles[0]:.3f}, {quartiles[1]:.3f}]".format(**figure) for figure in figures)]
+
+
 # The first line of every table, what writes its rows, and the pages that it stands on.
 TABLES: tuple[tuple[str, Callable[[], Iterator[list[str]]], tuple[Path, ...]], ...] = (
     (
@@ -147,6 +163,17 @@ TABLES: tuple[tuple[str, Callable[[], Iterator[list[str]]], tuple[Path, ...]], .
     (
         "| prompt | target, MiB | head, MiB | plain besides, MiB | with the head, MiB | above plain |",
         memory,
+        (PERFORMANCE,),
+    ),
+    (
+        "| context | plain token, ms | verification, ms | step, ms | growth of plain | of verification | of the step "
+        "| step / verification |",
+        contexts,
+        (PERFORMANCE,),
+    ),
+    (
+        "| text | plain `generate` again | on a target that returned hidden states before | with the head, no drafts |",
+        undrafted,
         (PERFORMANCE,),
     ),
 )

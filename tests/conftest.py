@@ -47,6 +47,13 @@ class GoldenCase:
         return self.path.stem
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Commands that a test runs in this process set the number of threads, also for the tests after it."""
+    yield
+    torch.set_num_threads(1)
+
+
 GOLDEN_CASES = [GoldenCase(path) for path in sorted((GOLDEN / "cases").glob("*.json"))]
 
 

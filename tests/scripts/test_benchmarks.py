@@ -64,7 +64,8 @@ def test_sweep_prints_a_line_per_tree(tmp_path):
 
 
 def test_training_cost_measures_every_length(tmp_path):
-    run("training_cost", "--lengths", 32, 64, "--steps", 1, "--num_unrolls", 2, "--json", tmp_path / "r.json")
+    arguments = ["--lengths", 32, 64, "--steps", 1, "--num_unrolls", 2, "--threads", 1]
+    run("training_cost", *arguments, "--json", tmp_path / "r.json")
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert [row["length"] for row in rows] == [32, 64]
     assert all(row["tokens_per_second"] > 0 for row in rows)
@@ -80,7 +81,7 @@ def test_training_variants_trains_and_evaluates_each(tmp_path):
     printed = run(
         "training_variants", "--answers", tmp_path / "data.jsonl", "--conversations", tmp_path / "data.jsonl",
         "--tasks", tmp_path / "tasks", "--output", tmp_path / "out", "--steps", 1, "--batch_size", 2,
-        "--prompts", 1, "--new_tokens", 6, "--variants", *variants,
+        "--prompts", 1, "--new_tokens", 6, "--threads", 1, "--variants", *variants,
     )  # fmt: skip
     assert set(json.loads((tmp_path / "out" / "results.json").read_text())) == set(variants)
     assert all(f"| {variant} | " in printed for variant in variants)
