@@ -48,7 +48,7 @@ test-version: ## Run the tests with TRANSFORMERS=5.20 (or another version, or "n
 	$(MAKE) VENV=.venv-$(TRANSFORMERS) .venv-$(TRANSFORMERS)/.ready
 	.venv-$(TRANSFORMERS)/bin/python -m pip install --quiet --upgrade \
 		"transformers$(if $(filter newest,$(TRANSFORMERS)),<6,==$(TRANSFORMERS).*)"
-	HF_HUB_OFFLINE=1 .venv-$(TRANSFORMERS)/bin/python -m pytest -n $(WORKERS) tests
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-$(TRANSFORMERS)/bin/python -m pytest -n $(WORKERS) tests
 
 test-app: $(VENV)/.ready ## Test the page of `eagle-hf app` in a headless browser (needs chromium)
 	$(INSTALL) --editable ".[demo]" playwright

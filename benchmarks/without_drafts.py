@@ -1,11 +1,12 @@
 """What a call with a head takes where nothing is ever drafted: the bookkeeping of a step, which no text escapes.
 
-Plain `generate`, the same again, and a call with the demo head whose trees are all empty write the same text in turns.
-How far plain `generate` is from itself says what the machine's noise is. `make bench-without-drafts`.
+Plain `generate` and these ways write the same text in turns, with the demo pair. How far plain `generate` is from
+itself says what the machine's noise is. `make bench-without-drafts`.
 
     plain again     plain `generate` once more
     hooked          the same with a target that was asked for its hidden states before: `transformers` has left hooks
     no drafts       a call with the head that drafts nothing
+
     python benchmarks/without_drafts.py [--json FILE]
 """
 

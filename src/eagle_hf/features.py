@@ -68,14 +68,15 @@ class FeatureReader:
 
     def read_layers(self, layers: Sequence[nn.Module]) -> None:
         """
-        Read the features from the layers themselves, as far as they are outputs of layers before the last.
+        Read the features from the layers themselves, if all of them can be read so: asking the target for one hidden
+        state costs as much as asking for all. The embeddings and what comes after the final norm are outputs of none.
 
         Args:
             layers (`Sequence[nn.Module]`): All layers of the target's decoder, in order.
         """
-        for layer_id in self.layer_ids:
-            if 0 < layer_id < self._last:
-                self._hooked[layer_id] = layers[layer_id - 1]
+        inner = {layer_id: layers[layer_id - 1] for layer_id in self.layer_ids if 0 < layer_id < self._last}
+        if inner.keys() | self._hooked.keys() == set(self.layer_ids):
+            self._hooked |= inner
 
     def __enter__(self) -> "FeatureReader":
         thread = threading.get_ident()
@@ -109,8 +110,9 @@ class FeatureReader:
         outputs, self._outputs = self._outputs, {}  # of a prompt they are long
         if silent := self._hooked.keys() - outputs.keys():
             raise RuntimeError(
-                f"The draft reads outputs {sorted(silent)} of the target's layers, whose hooks were not called: the "
-                "target was compiled after its first call with a draft. Compile it before, or load it anew."
+                f"The draft reads outputs {sorted(silent)} of the target's layers, whose hooks were not called, as in "
+                "a forward that was compiled without them. Load the target anew and leave compiling to `generate`: "
+                "pass a `compile_config`."
             )
         states = [outputs[i] if i in self._hooked else (hidden_states or ())[i] for i in self.layer_ids]
         for layer_id, state in zip(self.layer_ids, states, strict=True):

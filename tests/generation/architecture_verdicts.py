@@ -60,7 +60,7 @@ def features_agree(target: PreTrainedModel) -> bool:
     for hook in hooks:
         hook.remove()
     outputs = [output[0] if isinstance(output, tuple) else output for output in outputs][:-1]  # the last is normed
-    return all(torch.equal(x, y) for x, y in zip(outputs, hidden_states[1:], strict=False))
+    return all(torch.equal(x, y) for x, y in zip(outputs, hidden_states[1:-1], strict=True))
 
 
 def texts(target: PreTrainedModel, verifies: str, rows: int = 1, seed: int = 0, **kwargs) -> tuple[torch.Tensor, ...]:

@@ -57,7 +57,7 @@ def test_a_target_that_was_not_probed_is_not_read_directly():
 def test_what_is_no_output_of_an_inner_layer_is_asked_for(ids):
     target = probed()
     states, asked_for = direct_states(target, ids)
-    assert asked_for
+    assert asked_for is True or len(asked_for) == len(ids)  # all: asking for one costs as much
     with torch.no_grad():
         expected = target(IDS, output_hidden_states=True).hidden_states
     assert all(torch.equal(state, expected[i]) for state, i in zip(states, ids, strict=True))

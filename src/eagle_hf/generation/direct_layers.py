@@ -3,8 +3,8 @@ Reading hidden states from a target's layers themselves.
 
 `transformers` returns hidden states by hooks on all layers, which stay on the target and slow down every forward from
 then on, with and without drafts. A head reads three of them. Where a target declares that its hidden states are the
-outputs of its layers, and a forward has shown that these run one after the other, hooks on the three layers do, for as
-long as a forward of ours takes.
+outputs of its layers, and a forward has shown that these run one after the other, hooks on the three layers do, for the
+time of a call.
 """
 
 from collections.abc import Iterator
@@ -36,11 +36,14 @@ def watched_layers(model: PreTrainedModel) -> Iterator[None]:
 
 def direct_layers(model: PreTrainedModel) -> list[nn.Module]:
     """
-    The target's layers, if output `i` of them is entry `i + 1` of the hidden states that it returns, the last one
-    aside, which is normed. None if that is not known, as before the target has been probed.
+    The target's layers, if the output of layer `i` is known to be entry `i + 1` of the hidden states that it returns
+    (of the last layer it is not, as that entry is normed).
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The target.
+
+    Returns:
+        `list[nn.Module]`: The layers in order; empty if that is not known, as before the target has been probed.
     """
     return _declared_layers(model) if _RUN_IN_ORDER.get(model) else []
 
