@@ -140,3 +140,23 @@ def letter_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", padding_side="left")
+
+
+def inference_tensors(value: object, place: str = "") -> list[str]:
+    """Where in a value tensors are that were made in inference mode: a module, a container, or what `vars` gives."""
+    if isinstance(value, torch.Tensor):
+        return [place] if value.is_inference() else []
+    if isinstance(value, torch.nn.Module):
+        entries = [
+            (f"{place}.{name}.{key}", entry)
+            for name, module in value.named_modules()
+            for key, entry in vars(module).items()
+            if key != "_modules"
+        ]
+    elif isinstance(value, dict):
+        entries = [(f"{place}[{key!r}]", entry) for key, entry in value.items()]
+    elif isinstance(value, (list, tuple)):
+        entries = [(f"{place}[{i}]", entry) for i, entry in enumerate(value)]
+    else:
+        return []
+    return [found for where, entry in entries for found in inference_tensors(entry, where)]

@@ -55,7 +55,7 @@ def _kept_guards(guards: Sequence[Any]) -> list[bool]:
 
 def changes_itself(module: nn.Module) -> bool:
     """Whether forwards of a module change it, so that its graphs have to be guarded: rotary frequencies may grow."""
-    kinds = [str(getattr(part, "rope_type", "")) for part in module.modules()]  # a name, or one by kind of layer
+    kinds = [str(vars(part).get("rope_type", "")) for part in module.modules()]  # a name, or one by kind of layer
     return any("dynamic" in kind or "longrope" in kind for kind in kinds)
 
 

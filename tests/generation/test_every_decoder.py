@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from architecture_verdicts import REFUSED, TREES, features_agree, texts, verdict
+from doubles import inference_tensors
 from every_decoder import NotBuiltError, model_types, tiny_decoder
 from transformers.utils import logging
 
@@ -44,6 +45,7 @@ def test_the_verdict_is_that_of_the_table_and_the_text_exact(model_type):
         plain, ours, forwards = texts(target, verifies, **options)
         assert torch.equal(plain, ours), options
         assert forwards < plain.shape[1] - 11
+    assert not inference_tensors(target)
 
 
 @pytest.mark.skipif(not IS_SAME_VERSION, reason="the table was made with another version of transformers")

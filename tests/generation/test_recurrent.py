@@ -11,6 +11,7 @@ from every_decoder import tiny_decoder
 from transformers import DynamicCache
 
 from eagle_hf.generation.decoding import Target
+from eagle_hf.generation.probe import can_verify_trees
 from eagle_hf.generation.recurrent import DeferredReplay
 
 
@@ -124,9 +125,11 @@ def test_a_step_without_drafts_follows_where_many_tokens_wait(monkeypatch):
 
 def test_a_state_that_is_not_brought_back_is_seen(monkeypatch):
     """The negative control: without the copy, rejected drafts stay in the state and the text differs."""
+    target = decoder_of("qwen3_next")
+    can_verify_trees(target)  # which would see it as well
     monkeypatch.setattr(DeferredReplay, "undo", lambda replay: None)
     with pytest.raises(AssertionError):  # raised by the scripted drafter, whose truth is plain `generate`'s text
-        generate(monkeypatch, decoder_of("qwen3_next"))
+        generate(monkeypatch, target)
 
 
 @pytest.mark.parametrize("moment", ["verify", "keep", "catch_up"])

@@ -206,7 +206,9 @@ class NodeSelector(Selector):
     def _process(self, logits: torch.Tensor) -> torch.Tensor:
         if not self.processors and self.noise is None and not self.records.is_wanted:
             return logits  # only their order matters
-        scores = logits.flatten(0, 1).to(copy=bool(self.processors), dtype=torch.float32)
+        # What is recorded must not be a view, which would keep the logits of the whole tree.
+        copy = bool(self.processors) or self.records.is_wanted
+        scores = logits.flatten(0, 1).to(copy=copy, dtype=torch.float32)
         # Prefix-free processors get no prefix: one that reads it fails instead of seeing a wrong one.
         return self.processors(None, scores).view(logits.shape)
 
