@@ -19,11 +19,16 @@ from unittest import mock
 
 import torch
 from conditions import clock, conditions
-from first_call import PROMPTS
 from speed import demo_pair, encode
 from transformers.utils import logging
 
 from eagle_hf.tree_sizing import TreeSizing
+
+
+PROMPTS = (
+    "Write a function to find the sum of all numbers in a list.\nUse Python.",
+    "Tom has 12 apples. He buys 3 bags with 8 apples each and gives 10 apples away. How many apples does he have now?",
+)
 
 
 def begin_plain_step(sizing: TreeSizing) -> bool:

@@ -54,9 +54,14 @@ def _kept_guards(guards: Sequence[Any]) -> list[bool]:
 
 
 def changes_itself(module: nn.Module) -> bool:
-    """Whether forwards of a module change it, so that its graphs have to be guarded: rotary frequencies may grow."""
-    kinds = [str(vars(part).get("rope_type", "")) for part in module.modules()]  # a name, or one by kind of layer
-    return any("dynamic" in kind or "longrope" in kind for kind in kinds)
+    """Whether forwards of a module change it, so that its graphs have to be guarded."""
+    return any(map(has_growing_frequencies, module.modules()))
+
+
+def has_growing_frequencies(module: nn.Module) -> bool:
+    """Whether the frequencies of a rotary embedding change with the length of texts."""
+    kind = str(vars(module).get("rope_type", ""))  # a name, or one by kind of layer
+    return "dynamic" in kind or "longrope" in kind
 
 
 def depends_on(state: str) -> None:

@@ -164,7 +164,7 @@ class TreeSizing:
         return not self.is_measuring and not self._has_lost_too_much()
 
     def _has_lost_too_much(self) -> bool:
-        return self._balance < -self._MOST_LOST * self.costs.plain
+        return self._balance < 0 and self._balance < -self._MOST_LOST * self.costs.plain  # unknown before any step
 
     def _is_plain_due(self) -> bool:
         """

@@ -30,6 +30,21 @@ def test_the_text_is_that_of_plain_generate(name, do_sample, lengths):
         assert "steps" in ours.tree_sizing.report()
 
 
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 4])
+@pytest.mark.parametrize("looked_up", [0, 4])
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+@pytest.mark.parametrize("lengths", [PROMPT_LENGTHS[:1], PROMPT_LENGTHS], ids=["single", "ragged"])
+def test_a_first_call_of_few_tokens_knows_no_costs(name, lengths, looked_up, max_new_tokens):
+    target, inputs = tiny_decoder(name), left_padded_prompts(lengths)
+    settings = {**inputs, "max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": None}
+    draft = use_options(random_draft(target), draft_tree="auto", draft_retrieval=looked_up)
+    plain = target.generate(**settings)
+    for _ in range(2):
+        ours = target.generate(**settings, assistant_model=draft, return_dict_in_generate=True)
+        assert torch.equal(plain, ours.sequences)
+        assert "No drafts" in ours.tree_sizing.report() or ours.tree_sizing.num_drafted_steps
+
+
 @pytest.mark.parametrize("name", ["bloom", "qwen3_next"])
 @pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])
 def test_targets_of_chains_get_chains_of_automatic_size(name, do_sample):

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaForCausalLM
 
 from eagle_hf.generation import target as stepping
-from eagle_hf.generation.inference_mode import is_plain_cache, keeps_to_itself
+from eagle_hf.generation.inference_mode import StepMode
 
 
 IDS = torch.tensor([[5, 9, 33, 2, 7, 41, 8, 60, 12, 3], [0, 0, 0, 14, 7, 4, 8, 61, 12, 5]])
@@ -32,6 +32,12 @@ def modes(monkeypatch):
 
     monkeypatch.setattr(stepping, "forward_tree", noting)
     return seen
+
+
+def is_plain_cache(cache):
+    mode = StepMode(tiny_target("llama"))
+    mode.see_cache(cache)
+    return mode.is_inference
 
 
 def generate(target, rows=2, **options):
@@ -202,9 +208,9 @@ def hook_before(target):
 def test_targets_that_may_be_watched_run_as_in_plain_generate(modes, change):
     target = tiny_target("llama")
     plain = target.generate(IDS, **OPTIONS)
-    assert keeps_to_itself(target)
+    assert StepMode(target).is_inference
     change(target)
-    assert not keeps_to_itself(target)
+    assert not StepMode(target).is_inference
     assert torch.equal(generate(target), plain)
     assert modes
     assert not any(modes)
@@ -213,14 +219,15 @@ def test_targets_that_may_be_watched_run_as_in_plain_generate(modes, change):
 def test_global_hooks_count_as_well():
     target = tiny_target("llama")
     with global_hook():
-        assert not keeps_to_itself(target)
-    assert keeps_to_itself(target)
+        assert not StepMode(target).is_inference
+    assert StepMode(target).is_inference
 
 
 @pytest.mark.parametrize("name", ["bamba", "deepseek_v32"])
 def test_caches_of_other_layers_are_no_plain_ones(modes, name):
     target = tiny_decoder(name)
     assert not is_plain_cache(DynamicCache(config=target.config))
+    assert is_plain_cache(DynamicCache(config=tiny_target("llama").config))
     generate(target, rows=1, attention_mask=None)
     assert not any(modes)
 
@@ -241,7 +248,7 @@ def test_inference_mode_of_the_caller_stays(modes):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_most_targets_keep_to_themselves(name):
-    assert keeps_to_itself(tiny_target(name))
+    assert StepMode(tiny_target(name)).is_inference
 
 
 def test_inference_tensors_are_found_wherever_they_are():

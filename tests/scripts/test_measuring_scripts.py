@@ -127,12 +127,13 @@ def test_memory_is_that_of_the_call_above_plain_generation(run):
 
 
 def test_the_first_call_is_compared_with_later_ones(run):
-    result = run("first_call", "--repeats", 1, "--new-tokens", 8, "--threads", 1)
+    result = run("first_call", "--processes", 1, "--every", 9, "--new-tokens", 8, "--threads", 1)
     median = result["median"]
-    assert set(median) == {"first", "second", "probe", "plain_ms"}
+    assert set(median) == {"first", "in_process", "probe", "plain_ms"}
     assert median["plain_ms"] > 0
     assert 1 < median["probe"] < 100  # two forwards at least
     assert len(result["runs"]) == 1
+    assert len(result["runs"][0]["first"]) == 2
 
 
 def test_calls_without_drafts_are_compared_with_plain_ones_and_these_with_themselves(run):

@@ -18,22 +18,57 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
-from ..compiling import changes_itself
+from ..compiling import has_growing_frequencies
 from ..kv_cache import GrowingLayer
 
 
-def keeps_to_itself(model: PreTrainedModel) -> bool:
+class StepMode:
     """
-    Whether nothing of a forward is seen from outside: all modules are those of `transformers` and PyTorch, with plain
-    weights, without hooks of others, and with the `forward`s they were written with. Hooks may come at any time, so
-    that every call asks.
+    The mode that the steps of a call run in, as a context: inference mode if nothing of a forward is seen from outside,
+    otherwise the one that the caller is in. Hooks may come at any time, so that every call asks.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): The target.
+        model ([`~transformers.PreTrainedModel`]):
+            The target. All its modules have to be those of `transformers` and PyTorch, with plain weights, without
+            hooks of others, and with the `forward`s they were written with.
+        may_be_inference (`bool`): Whether nothing else forbids it.
     """
-    if nn.modules.module._has_any_global_hook() or any(map(_may_be_watched, model.modules())):
-        return False
-    return not changes_itself(model)
+
+    def __init__(self, model: PreTrainedModel, may_be_inference: bool = True):
+        modules = list(model.modules()) if may_be_inference else []
+        self.is_inference = may_be_inference and not (
+            nn.modules.module._has_any_global_hook() or any(map(_may_be_watched, modules))
+        )
+        self._modules = [module for module in modules if module._buffers]
+
+    def __call__(self) -> AbstractContextManager[object]:
+        """The context of one step."""
+        return torch.inference_mode() if self.is_inference else nullcontext()
+
+    def see_cache(self, cache: Cache) -> None:
+        """Stay out of inference mode where the cache holds more than keys and values, which could not be copied."""
+        if getattr(cache, "offloading", False) or any(type(layer) not in _PLAIN_LAYERS for layer in cache.layers):
+            self.is_inference = False
+
+    def make_ordinary(self, cache: Cache) -> None:
+        """
+        Replace what was made in inference mode and stays by copies: keys and values, and the target's buffers (a table
+        of positions may have grown with the text, as in XGLM). To be called outside of the context.
+        """
+        if not self.is_inference:
+            return
+        for module in self._modules:
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_inference():
+                    module._buffers[name] = buffer.clone()
+        for layer in cache.layers:
+            if type(layer) in _PLAIN_LAYERS and layer.is_initialized and layer.keys.is_inference():
+                layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+
+
+_PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer, StaticLayer)
+# Where `transformers` makes the hooks that hidden states are returned by: they keep nothing that is not asked for.
+_FOR_OUTPUTS = "transformers.utils.output_capturing"
 
 
 def _may_be_watched(module: nn.Module) -> bool:
@@ -46,38 +81,5 @@ def _may_be_watched(module: nn.Module) -> bool:
         or any(
             type(parameter) is not nn.Parameter for parameter in module._parameters.values() if parameter is not None
         )
+        or has_growing_frequencies(module)
     )
-
-
-# Where `transformers` makes the hooks that hidden states are returned by: they keep nothing that is not asked for.
-_FOR_OUTPUTS = "transformers.utils.output_capturing"
-
-
-def is_plain_cache(cache: Cache) -> bool:
-    """Whether a cache consists of keys and values alone, which [`make_ordinary`] can copy."""
-    return not getattr(cache, "offloading", False) and all(type(layer) in _PLAIN_LAYERS for layer in cache.layers)
-
-
-_PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer, StaticLayer)
-
-
-def step_mode(is_inference: bool) -> AbstractContextManager[object]:
-    """The mode of a step: inference mode, or the one that the caller is in."""
-    return torch.inference_mode() if is_inference else nullcontext()
-
-
-def make_ordinary(model: PreTrainedModel, cache: Cache) -> None:
-    """
-    Replace what was made in inference mode and stays by copies. To be called outside of that mode.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]): The target: a table of positions may have grown with the text (XGLM).
-        cache ([`~transformers.Cache`]): Its cache, one of [`is_plain_cache`].
-    """
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_inference():
-                module._buffers[name] = buffer.clone()
-    for layer in cache.layers:
-        if layer.is_initialized and layer.keys.is_inference():
-            layer.keys, layer.values = layer.keys.clone(), layer.values.clone()

@@ -14,7 +14,7 @@ from ..tree import DraftTree
 from .direct_layers import direct_layers
 from .fixed_shapes import CompiledForward, compiled_call, plain_capacity
 from .forward import cache_argument, forward_chain, forward_tree
-from .inference_mode import is_plain_cache, keeps_to_itself, make_ordinary, step_mode
+from .inference_mode import StepMode
 from .layer_records import KeyLayout, LayerRecords, newest_outputs
 from .lent_cache import LentCache, settle
 from .masks import TreeMasks
@@ -84,8 +84,7 @@ class Target:
         )
         if self._compiled is None and (layers := direct_layers(model)):
             reader.read_layers(layers)
-        # Decided before the hooks of the reader are there, and once more when the cache is.
-        self._in_inference_mode = is_tree and self._compiled is None and keeps_to_itself(model)
+        self._step_mode = StepMode(model, is_tree and self._compiled is None)  # before the reader has hooks
         self.is_on_cpu = model.device.type == "cpu"  # kept, as a model looks for it among its parameters
         self.max_nodes = max_nodes
         self.num_forwards = 0
@@ -158,7 +157,7 @@ class Target:
             pad_token = self.generation_config._pad_token_tensor
             self.replay = DeferredReplay(self.model, self.cache, pad_token=0 if pad_token is None else int(pad_token))
         self._lent = LentCache(self.cache, self.generation_config.max_length, records_past=self.replay is None)
-        self._in_inference_mode &= is_plain_cache(self.cache)
+        self._step_mode.see_cache(self.cache)
         return outputs.logits[:, -1:]
 
     def _output_options(self) -> dict[str, Any]:
@@ -210,7 +209,7 @@ class Target:
             room = cast(int, capacity(self.cache)) - max(self.lengths)
             tree = tree.padded(min(self._num_rows(num_nodes), room))
         self._num_nodes = tree.num_nodes
-        with step_mode(self._in_inference_mode):
+        with self._step_mode():
             outputs = self._forward(tree, **self._output_options())
         self.num_forwards += 1
         # A forward may begin with tokens that are read again, whose outputs are no news.
@@ -240,7 +239,7 @@ class Target:
         """
         tree = DraftTree.root_only(newest)
         self._num_nodes = tree.num_nodes
-        with step_mode(self._in_inference_mode):
+        with self._step_mode():
             self._forward(tree)
         self._keep([()] * len(self.lengths))
 
@@ -347,7 +346,7 @@ class Target:
     def _keep(self, paths: Sequence[Sequence[int]]) -> None:
         settle(self.cache)
         if self.is_tree or capacity(self.cache) is not None:
-            with step_mode(self._in_inference_mode):
+            with self._step_mode():
                 self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
         else:  # a chain, all rows by the same number of nodes
             if self.replay is not None:
@@ -392,5 +391,4 @@ class Target:
                 clear_behind(self.cache, max(self.lengths))
         if self._lent is not None:
             self._lent.give_back(is_seen=self.outlives_generate)
-        if self._in_inference_mode:
-            make_ordinary(self.model, self.cache)
+        self._step_mode.make_ordinary(self.cache)
