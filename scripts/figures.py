@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "performance.md"
+README, PERFORMANCE, RETRIEVAL = ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "retrieval.md"
 CARD = ROOT / "hub_cards" / "EAGLE3-demo-llama-10m" / "README.md"
 
 
@@ -126,6 +126,24 @@ def undrafted() -> Iterator[list[str]]:
         yield [way, *("{speed:.3f} [{quartiles[0]:.3f}, {quartiles[1]:.3f}]".format(**figure) for figure in figures)]
 
 
+def looked_up() -> Iterator[list[str]]:
+    """What looking up adds to the head, by kind of text."""
+    for run, suffix in (
+        ("copying", ""),
+        ("greedy", ", held-out prompts"),
+        ("sampled", " at temperature 1, held-out prompts"),
+    ):
+        result = record(f"retrieval_{run}_cpu_2_threads")
+        for kind in ("given", "own"):
+            for domain, ways in result.get(kind, {}).items():
+                figures = [
+                    ways[way][name]
+                    for name in ("mean_acceptance_length", "speedup")
+                    for way in ("head", "head and retrieval")
+                ]
+                yield [kind + suffix, domain, *map(hundredths, figures)]
+
+
 # The first line of every table, what writes its rows, and the pages that it stands on.
 TABLES: tuple[tuple[str, Callable[[], Iterator[list[str]]], tuple[Path, ...]], ...] = (
     (
@@ -176,6 +194,11 @@ TABLES: tuple[tuple[str, Callable[[], Iterator[list[str]]], tuple[Path, ...]], .
         undrafted,
         (PERFORMANCE,),
     ),
+    (
+        "| text | prompts | tokens per verification: head | and retrieval | speedup: head | and retrieval |",
+        looked_up,
+        (RETRIEVAL,),
+    ),
 )
 
 
@@ -198,6 +221,6 @@ def with_figures(page: Path) -> str:
 
 
 if __name__ == "__main__":
-    for path in (README, PERFORMANCE, CARD):
+    for path in (README, PERFORMANCE, RETRIEVAL, CARD):
         path.write_text(with_figures(path), encoding="utf-8")
         print(f"wrote {path.relative_to(ROOT)}")

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import torch
 from architectures import ARCHITECTURES, VOCAB_SIZE, tiny_target
-from doubles import ScriptedDrafter, random_draft
+from doubles import ScriptedDrafter, inference_tensors, random_draft
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -44,6 +44,7 @@ class Tree:
     hit_rate: float
     kind: str
     width: int
+    looked_up: int = 0  # nodes, besides those of a random head
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,10 @@ def draw_call(r: random.Random) -> Call:
     form = r.choice(FORMS)
     batch_size = r.choice([1, 1, 1, 2, 3])
     lengths = [r.randint(1, 16)] * batch_size if form == "no_mask" else [r.randint(1, 16) for _ in range(batch_size)]
-    options: dict[str, Any] = {"max_new_tokens": r.randint(8, 24), "do_sample": r.random() < 0.5}
+    options: dict[str, Any] = {
+        "max_new_tokens": r.choice([r.randint(1, 7), r.randint(8, 24)]),
+        "do_sample": r.random() < 0.5,
+    }
     if options["do_sample"]:
         options |= {name: WARPERS[name](r) for name in r.sample(sorted(WARPERS), r.choice([0, 1, 2]))}
     if r.random() < 0.5:
@@ -144,6 +148,7 @@ def draw_tree(r: random.Random) -> Tree:
         hit_rate=r.choice([0.5, 0.9, 1.0]),
         kind=r.choice(["dynamic", "auto", "static", "chain"]),
         width=r.choice([1, 2, 4]),
+        looked_up=r.choice([0, 0, 4, 16]),
     )
 
 
@@ -271,7 +276,7 @@ def _with_tree(call: Call, tree: Tree, truth: list[list[int]], **more: Any) -> t
         head = copy.copy(head_of(call.architecture, tree.eagle_version))
         head.generation_config = DraftOptions(
             draft_tree=tree.kind, num_assistant_tokens=tree.num_nodes, draft_depth=tree.max_depth,
-            draft_width=tree.width,
+            draft_width=tree.width, draft_retrieval=tree.looked_up,
         ).to_generation_config()  # fmt: skip
         return _generate(call, head, **more)
     drafter = ScriptedDrafter(truth, tree.seed, tree.num_nodes, tree.max_depth, tree.hit_rate, is_strict=False)
@@ -342,6 +347,10 @@ def _different_outputs(call: Call, plain: Any, ours: Any, prompt_len: int) -> st
         return "length of the cache"
     if any(getattr(layer, "record_past", False) for layer in ours.past_key_values.layers):
         return "state of the cache"
+    made = {name: value for name, value in ours.items() if name != "draft_trees"}
+    made |= {f"cache {i}": vars(layer) for i, layer in enumerate(ours.past_key_values.layers)}
+    if places := inference_tensors(made) + inference_tensors(target_of(call.architecture)):
+        return f"made in inference mode: {places}"
     new = plain.sequences[:, prompt_len:]
     stops = call.eos or call.stop_strings or "custom_criterion" in call.extras
     for name in ("scores", "logits", "hidden_states", "attentions"):

@@ -38,6 +38,16 @@ def test_every_part_has_time_and_operators_and_they_add_up(profiled):
     assert facts["plain_operators_per_token"] > 50
 
 
+def test_the_same_operators_are_counted_in_inference_mode(pair):
+    """There PyTorch shows those that consist of others as they were called, and some that do nothing."""
+    numbers = []
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode, profiling.OperatorCount() as count:
+            pair[0](IDS)
+        numbers.append(count.number)
+    assert numbers[0] == numbers[1] > 50
+
+
 def test_a_step_reads_back_only_where_the_walk_does(pair, profiled, monkeypatch):
     """
     Once, where all nodes are chosen at in one go; on a CPU a single row reads every tree, if there is one, and then

@@ -49,6 +49,22 @@ def test_transition_scores(monkeypatch, name, lengths):
     torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
 
 
+@LENGTHS
+@pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])  # without a processor, and with one
+def test_what_is_recorded_of_a_token_does_not_hold_its_whole_tree(lengths, do_sample, temperature):
+    target, inputs = target_of("llama"), left_padded_prompts(lengths)
+    names = ("scores", "logits", "hidden_states")
+    options = {"do_sample": do_sample, "return_dict_in_generate": True, "max_new_tokens": 12, "eos_token_id": None}
+    options |= {"temperature": temperature} if do_sample else {}
+    options |= {f"output_{name}": True for name in names}
+    output = target.generate(**inputs, **options, assistant_model=draft_for(target))
+    for name in names:
+        for entry in getattr(output, name)[1:]:  # the first ones are those of the prompt
+            for tensor in [entry] if torch.is_tensor(entry) else entry:
+                assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3-mixed", "qwen3-moe"])
 @LENGTHS
 @pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])

@@ -11,7 +11,8 @@ import torch
 from architectures import tiny_target
 from lossless_cases import Call, Tree, draw_call, draw_tree, run_call
 
-from eagle_hf.generation import layer_records, noise, probe, selection, sequences, target
+from eagle_hf import kv_cache
+from eagle_hf.generation import inference_mode, layer_records, noise, probe, selection, sequences, target
 from eagle_hf.tree import DraftTree
 
 
@@ -53,6 +54,10 @@ TREE = Tree(eagle_version=0, seed=5, num_nodes=9, max_depth=4, hit_rate=0.8, kin
 def mismatches(call):
     """What differs, but for near ties."""
     return [outcome.mismatch for outcome in run_call(call, [TREE]) if not outcome.is_near_tie]
+
+
+def release_without_a_copy(layer, copy, real=kv_cache.GrowingLayer.release):
+    real(layer, copy=False)
 
 
 class TestNegativeControls:
@@ -104,6 +109,11 @@ class TestNegativeControls:
         real = layer_records._node_state
         monkeypatch.setattr(layer_records, "_node_state", lambda state, row, node: real(state, row, 0))
         assert mismatches(GREEDY)[0].startswith("values of hidden_states")
+
+    def test_a_cache_that_stays_in_inference_mode(self, monkeypatch):
+        monkeypatch.setattr(inference_mode.StepMode, "make_ordinary", lambda self, cache: None)
+        monkeypatch.setattr(kv_cache.GrowingLayer, "release", release_without_a_copy)
+        assert mismatches(GREEDY)[0].startswith("made in inference mode: [\"['cache 0']['keys']\"")
 
     def test_a_wrong_token_is_no_near_tie(self, monkeypatch):
         monkeypatch.setattr(selection, "choose_greedy", lambda scores: (scores.argmax(-1) + 1) % 96)

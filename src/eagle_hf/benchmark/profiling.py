@@ -55,8 +55,8 @@ CALLS: tuple[tuple[str, type, str], ...] = (
 )
 PARTS = ("draft", "tree", "verify", "walk", "cache")
 VIEWS = {
-    "alias", "as_strided", "detach", "expand", "permute", "select", "slice", "split", "split_with_sizes", "squeeze",
-    "t", "transpose", "unbind", "unsqueeze", "_unsafe_view", "view",
+    "alias", "as_strided", "detach", "detach_", "expand", "permute", "select", "slice", "split", "split_with_sizes",
+    "squeeze", "t", "transpose", "unbind", "unsqueeze", "_unsafe_view", "view",
 }  # fmt: skip
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}
 
@@ -70,6 +70,10 @@ class OperatorCount(TorchDispatchMode):
         self.reads = 0
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with self:  # in inference mode operators come as they were called, not as what they consist of
+            result = operator.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
         name = operator.overloadpacket.__name__
         self.number += name not in VIEWS
         self.reads += name in READS

@@ -30,7 +30,7 @@ class StepMode:
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The target. All its modules have to be those of `transformers` and PyTorch, with plain weights, without
-            hooks of others, and with the `forward`s they were written with.
+            hooks of others, with the `forward`s they were written with, and with rotary frequencies that stay.
         may_be_inference (`bool`): Whether nothing else forbids it.
     """
 
