@@ -55,16 +55,18 @@ def test_eager_attention_gets_additive_masks():
     torch.testing.assert_close(tree_logits(target, prompt, tree), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flex_attention"])
 @torch.no_grad()
-def test_flash_attention_is_replaced_for_the_tree_forward_only():
+def test_attention_without_masks_per_node_is_replaced_for_the_tree_forward_only(implementation):
+    """Flex attention given such a mask has ended processes on a CPU."""
     target = tiny_target("llama")
     prompt, tree = torch.arange(3, 12)[None], DraftTree.from_paths(4, [[5, 6], [7, 8]])
     expected = tree_logits(target, prompt, tree)
     cache = target(prompt, past_key_values=DynamicCache(config=target.config), use_cache=True).past_key_values
-    target.config._attn_implementation = "flash_attention_2"
+    target.config._attn_implementation = implementation
     masks = TreeMasks(target.config, cache, prompt_mask=None)
     got = forward_tree(target, tree, torch.tensor([[9]]), [9], cache, masks).logits[0]
-    assert target.config._attn_implementation == "flash_attention_2"
+    assert target.config._attn_implementation == implementation
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 

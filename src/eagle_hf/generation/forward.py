@@ -25,10 +25,10 @@ _REPLACED: dict[int, tuple[str, int]] = {}  # by id of the config: the implement
 @contextmanager
 def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
     """
-    Let the target's attention read a mask per node, for one forward. Flash attention cannot, so that sdpa or eager
-    takes its place; keys and values have the same layout. On a CPU, sdpa takes grouped keys and values as they are,
-    where
-    `transformers` would repeat them for every layer as soon as there is a mask.
+    Let the target's attention read a mask per node, for one forward. Flash attention cannot, and flex attention would
+    compile it anew for every width, so that sdpa or eager takes their place; keys and values have the same layout. On a
+    CPU, sdpa takes grouped keys and values as they are, where `transformers` would repeat them for every layer as soon
+    as there is a mask.
 
     Yields:
         `torch.dtype` or `None`: The dtype for masks that are added to the scores; `None` for boolean ones.
@@ -40,7 +40,7 @@ def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
         # Other threads may be in a tree forward of this target, too: the first one in changes, the last one restores.
         implementation, users = _REPLACED.get(id(config), (config._attn_implementation, 0))
         _REPLACED[id(config)] = (implementation, users + 1)
-        if "flash" in str(implementation):
+        if any(kind in str(implementation) for kind in ("flash", "flex")):
             config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"
         elif implementation == "sdpa" and on_cpu and is_ordinary:
             config._attn_implementation = GROUPED_SDPA
