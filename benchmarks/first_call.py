@@ -78,7 +78,7 @@ def measure(new_tokens: int, every: int) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=6)
-    parser.add_argument("--every", type=int, default=1, help="take every so manieth prompt")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th prompt only")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="also write the result here")

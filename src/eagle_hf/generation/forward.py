@@ -25,10 +25,10 @@ _REPLACED: dict[int, tuple[str, int]] = {}  # by id of the config: the implement
 @contextmanager
 def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
     """
-    Let the target's attention read a mask per node, for one forward. Flash attention cannot, and flex attention would
-    compile it anew for every width, so that sdpa or eager takes their place; keys and values have the same layout. On a
-    CPU, sdpa takes grouped keys and values as they are, where `transformers` would repeat them for every layer as soon
-    as there is a mask.
+    Let the target's attention read a mask per node, for one forward. Flash attention cannot, and flex attention,
+    given such a mask, has ended processes on a CPU, so that sdpa or eager takes their place; keys and values have the
+    same layout. On a CPU, sdpa takes grouped keys and values as they are, where `transformers` would repeat them for
+    every layer as soon as there is a mask.
 
     Yields:
         `torch.dtype` or `None`: The dtype for masks that are added to the scores; `None` for boolean ones.

@@ -72,6 +72,7 @@ _FOR_OUTPUTS = "transformers.utils.output_capturing"
 
 
 def _may_be_watched(module: nn.Module) -> bool:
+    """Whether anybody else may see what passes through a module, or the module keep it."""
     return bool(
         not type(module).__module__.startswith(("transformers.", "torch.nn."))
         or any(getattr(hook, "__module__", "") != _FOR_OUTPUTS for hook in module._forward_hooks.values())
