@@ -31,8 +31,9 @@ demo: $(VENV)/.ready ## Run the demo pair with and without its draft, offline
 test: $(VENV)/.ready ## Run the tests
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 EAGLE_HF_FAST_NOTEBOOKS=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake notebooks tests
 
-architectures: $(VENV)/.ready ## Check docs/architectures.md: every decoder of transformers with and without drafts
+architectures: $(VENV)/.ready ## Sweep over whole kinds: every decoder of transformers, docs/architectures.md among them
 	HF_HUB_OFFLINE=1 EAGLE_HF_EVERY_DECODER=1 $(BIN)/python -m pytest -n $(WORKERS) tests/generation/test_every_decoder.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 EAGLE_HF_EVERY_DECODER=1 $(BIN)/python -m pytest -n $(WORKERS) -m sweep tests
 
 OLDEST = $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 MIDDLE ?= 5.20
