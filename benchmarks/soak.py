@@ -32,6 +32,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from eagle_hf import DraftOptions, EagleConfig, EagleDraftModel
+from eagle_hf.versions import CACHE
 
 
 VOCAB_SIZE = 64
@@ -115,7 +116,7 @@ def scenarios(new_tokens: int, rows: int) -> Iterator[Callable[[], int]]:
             for _ in range(3):
                 output = target.generate(
                     ids, attention_mask=mask, assistant_model=draft, max_new_tokens=new_tokens // 4,
-                    past_key_values=cache, do_sample=False, eos_token_id=None, pad_token_id=0,
+                    **{CACHE: cache}, do_sample=False, eos_token_id=None, pad_token_id=0,
                 )  # fmt: skip
                 tokens += output.shape[1] - ids.shape[1]
                 ids, mask = output, torch.ones_like(output)

@@ -1,4 +1,5 @@
 import json
+import logging as std_logging
 import os
 import re
 from pathlib import Path
@@ -55,6 +56,29 @@ class GoldenCase:
 
     def __repr__(self) -> str:
         return self.path.stem
+
+
+class OldWords(std_logging.Handler):
+    """Collects the notices in which `transformers` asks for the new name of a cache."""
+
+    def __init__(self):
+        super().__init__()
+        self.notices: list[str] = []
+
+    def emit(self, record: std_logging.LogRecord) -> None:
+        if "`past_key_values`/`cache_params` are deprecated" in record.getMessage():
+            self.notices.append(f"{record.pathname}:{record.lineno}")
+
+
+@pytest.fixture(autouse=True)
+def old_words():
+    """Fails a test in which anybody reads an output under the name that transformers 5.24 replaced: it logs only."""
+    handler, logger = OldWords(), logging.get_logger("transformers")
+    logging.warning_once.cache_clear()
+    logger.addHandler(handler)
+    yield handler.notices
+    logger.removeHandler(handler)
+    assert not handler.notices
 
 
 @pytest.fixture(autouse=True)

@@ -195,7 +195,7 @@ def golden_errors(name: str, bfloat16_embeds: bool = False, prefix: str = "", **
             mask = torch.cat([causal, torch.eye(length, dtype=torch.bool)], dim=-1)[None, None]
             shifted = F.pad(golden["input_ids"][:, 1:], (0, 1))
             positions = torch.arange(1, length + 1)[None]
-            second = draft(hidden, table[shifted], mask, positions, past_key_values=first.past_key_values)
+            second = draft(hidden, table[shifted], mask, positions, cache=first.cache)
             errors["second_step"] = (second.logits - golden["step1_logits"]).abs().max().item()
     return errors
 

@@ -24,6 +24,7 @@ from transformers.generation.logits_process import LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from eagle_hf import DraftOptions
+from eagle_hf.versions import CACHE, cache_of
 
 
 # Rounding of float32 over a few layers, relative to the largest logit; more than that is an error.
@@ -225,7 +226,7 @@ def _first_turn(architecture: str, lengths: tuple[int, ...], seed: int) -> tuple
     question = torch.randint(3, VOCAB_SIZE, (len(lengths), 3), generator=torch.Generator().manual_seed(seed + 1))
     ids = torch.cat([first.sequences, question], dim=1)
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 9), value=1)
-    return ids, mask, first.past_key_values
+    return ids, mask, cache_of(first)
 
 
 def _inputs(call: Call) -> dict[str, Any]:
@@ -233,7 +234,7 @@ def _inputs(call: Call) -> dict[str, Any]:
         ids, mask, cache = _first_turn(call.architecture, call.lengths, call.seed)
         cache = copy.deepcopy(cache)
         ids = ids if call.seed % 2 else ids[:, cache.get_seq_length() :]
-        return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+        return {"input_ids": ids, "attention_mask": mask, CACHE: cache}
     inputs: dict[str, Any] = _prompt(call)
     if call.form == "embeds":
         inputs["inputs_embeds"] = target_of(call.architecture).get_input_embeddings()(inputs.pop("input_ids")).detach()
@@ -343,12 +344,12 @@ def _new_tokens(output: Any, call: Call) -> int:
 
 def _different_outputs(call: Call, plain: Any, ours: Any, prompt_len: int) -> str:
     """Which output differs by more than rounding in rows that have not finished."""
-    if plain.past_key_values.get_seq_length() != ours.past_key_values.get_seq_length():
+    if cache_of(plain).get_seq_length() != cache_of(ours).get_seq_length():
         return "length of the cache"
-    if any(getattr(layer, "record_past", False) for layer in ours.past_key_values.layers):
+    if any(getattr(layer, "record_past", False) for layer in cache_of(ours).layers):
         return "state of the cache"
     made = {name: value for name, value in ours.items() if name != "draft_trees"}
-    made |= {f"cache {i}": vars(layer) for i, layer in enumerate(ours.past_key_values.layers)}
+    made |= {f"cache {i}": vars(layer) for i, layer in enumerate(cache_of(ours).layers)}
     if places := inference_tensors(made) + inference_tensors(target_of(call.architecture)):
         return f"made in inference mode: {places}"
     new = plain.sequences[:, prompt_len:]

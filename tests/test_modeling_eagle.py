@@ -74,7 +74,7 @@ def test_rows_one_by_one_with_a_cache_are_all_rows_at_once(draft):
     at_once = draft(hidden, embeds)
     cache = DynamicCache()
     for rows in (slice(0, 4), slice(4, 5), slice(5, 9)):
-        output = draft(hidden[:, rows], embeds[:, rows], past_key_values=cache)
+        output = draft(hidden[:, rows], embeds[:, rows], cache=cache)
         torch.testing.assert_close(output.last_hidden_state, at_once.last_hidden_state[:, rows], atol=1e-5, rtol=1e-4)
     assert cache.get_seq_length() == 9
 

@@ -49,7 +49,7 @@ def test_a_cache_changes_nothing():
     features, tokens = inputs(draft)
     whole = outputs(draft, target, features, tokens).last_hidden_state
     first = outputs(draft, target, features[:, :7], tokens[:, :7], use_cache=True)
-    rest = outputs(draft, target, features[:, 7:], tokens[:, 7:], past_key_values=first.past_key_values)
+    rest = outputs(draft, target, features[:, 7:], tokens[:, 7:], cache=first.cache)
     torch.testing.assert_close(torch.cat([first[0], rest[0]], dim=1), whole, rtol=1e-4, atol=1e-4)
 
 

@@ -43,7 +43,7 @@ class Attention(nn.Module, ABC):
         inputs: torch.Tensor,
         rotary: Rotary,
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         packed: bool = False,
         unrolled_attention: UnrolledAttention | None = None,
     ) -> torch.Tensor:
@@ -51,8 +51,8 @@ class Attention(nn.Module, ABC):
         query, key, value = self.project(inputs, rotary, packed)
         if unrolled_attention is not None:
             return self.o_proj(unrolled_attention(self.layer_idx, query, key, value, self.scaling))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         return self.o_proj(attend(query, key, value, attention_mask, self.scaling))
 
 

@@ -3,6 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .versions import CACHE
+
 
 @strict
 class EagleConfig(PreTrainedConfig):
@@ -115,7 +117,7 @@ class EagleConfig(PreTrainedConfig):
     """
 
     model_type = "eagle"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = [CACHE]
 
     eagle_version: int = 3
     vocab_size: int = 32000

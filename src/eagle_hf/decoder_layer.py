@@ -68,13 +68,11 @@ class EagleDecoderLayer(nn.Module):
         inputs_embeds: torch.Tensor,
         rotary: Rotary,
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         packed: bool = False,
         unrolled_attention: UnrolledAttention | None = None,
     ) -> torch.Tensor:
         """Output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
         inputs, residual = self.attention_inputs(hidden_states, inputs_embeds)
-        hidden_states = residual + self.self_attn(
-            inputs, rotary, attention_mask, past_key_values, packed, unrolled_attention
-        )
+        hidden_states = residual + self.self_attn(inputs, rotary, attention_mask, cache, packed, unrolled_attention)
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), packed)

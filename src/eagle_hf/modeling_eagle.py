@@ -18,6 +18,7 @@ from .configuration_eagle import EagleConfig
 from .decoder_layer import EagleDecoderLayer
 from .draft_options import DraftOptions
 from .few_rows import linear
+from .versions import CACHE, cache_of
 
 
 @dataclass
@@ -31,12 +32,18 @@ class EagleDraftOutput(ModelOutput):
         logits (`torch.FloatTensor` of shape `(batch_size, seq_len, draft_vocab_size)`, *optional*):
             Scores of the draft vocabulary for the token after the paired one. `None` where the head has no `lm_head` of
             its own: then the target's `lm_head` on `last_hidden_state` gives them.
-        past_key_values ([`~transformers.Cache`], *optional*): Keys and values of all rows so far.
+        cache ([`~transformers.Cache`], *optional*):
+            Keys and values of all rows so far. `past_key_values` is the same; before transformers 5.24, where the word
+            changed, it is also the name as a key.
     """
 
     last_hidden_state: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
+    if CACHE == "cache":
+        cache: Cache | None = None
+    else:
+        past_key_values: Cache | None = None
+        cache = property(cache_of)
 
 
 class EagleDraftModel(PreTrainedModel):
@@ -83,7 +90,7 @@ class EagleDraftModel(PreTrainedModel):
     _no_split_modules = ["EagleDecoderLayer"]
     _supports_sdpa = True
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE]
     d2t: torch.Tensor
 
     def __init__(self, config: EagleConfig):
@@ -276,9 +283,10 @@ class EagleDraftModel(PreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         objective: Callable[["EagleDraftModel"], Any] | None = None,
+        past_key_values: Cache | None = None,
     ) -> Any:
         """
         Args:
@@ -292,23 +300,33 @@ class EagleDraftModel(PreTrainedModel):
                 (`True` is seen) or added to the scores. Causal by default.
             position_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*):
                 Rotary positions. Default to those after the rows in the cache.
-            past_key_values ([`~transformers.Cache`], *optional*): Keys and values of earlier rows; grows by `seq_len`.
+            cache ([`~transformers.Cache`], *optional*): Keys and values of earlier rows; grows by `seq_len`.
             use_cache (`bool`, *optional*): Whether to make a cache where none is given.
             objective (`Callable`, *optional*):
                 For training: called with the head, and its result is returned; all else is ignored. DDP and FSDP need
                 whatever uses parameters to happen inside `forward`, and an objective unrolls the head many times.
+            past_key_values ([`~transformers.Cache`], *optional*): `cache` under its name before transformers 5.24.
 
         Returns:
             [`EagleDraftOutput`]
+
+        Raises:
+            `ValueError`: if features or embeddings are missing, or two caches are given.
         """
         if objective is not None:
             return objective(self)
+        if past_key_values is not None:
+            if cache is not None:
+                raise ValueError(
+                    "Got both `cache` and `past_key_values`, which are two names of one argument. Pass one."
+                )
+            cache = past_key_values
         if hidden_states is None or inputs_embeds is None:
             raise ValueError("`hidden_states` and `inputs_embeds` are needed: a feature and the token that follows it.")
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
+        if use_cache and cache is None:
+            cache = DynamicCache()
         seq_len = hidden_states.shape[1]
-        past_len = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past_len = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = torch.arange(past_len, past_len + seq_len, device=hidden_states.device)[None]
         rotary = self.rotary(position_ids)
@@ -328,12 +346,12 @@ class EagleDraftModel(PreTrainedModel):
             )
             sliding_mask = visible & torch.ones_like(visible[:1]).triu(past_len - window + 1)
         last_hidden_state = self.step(
-            hidden_states, inputs_embeds, rotary, attention_mask, past_key_values, sliding_mask=sliding_mask
+            hidden_states, inputs_embeds, rotary, attention_mask, cache, sliding_mask=sliding_mask
         )
         return EagleDraftOutput(
             last_hidden_state=last_hidden_state,
             logits=None if self.lm_head is None else self.compute_logits(last_hidden_state),
-            past_key_values=past_key_values,
+            **{CACHE: cache},
         )
 
     def step(
@@ -342,7 +360,7 @@ class EagleDraftModel(PreTrainedModel):
         inputs_embeds: torch.Tensor,
         rotary: Rotary,
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         packed: bool = False,
         sliding_mask: torch.Tensor | None = None,
         unrolled_attention: UnrolledAttention | None = None,
@@ -351,7 +369,7 @@ class EagleDraftModel(PreTrainedModel):
         `forward` without its defaults and without logits, for the drafting loop.
 
         Args:
-            hidden_states, inputs_embeds, past_key_values: As in `forward`.
+            hidden_states, inputs_embeds, cache: As in `forward`.
             rotary (pair of `torch.Tensor` of shape `(batch_size, 1, seq_len, head_dim)`):
                 From the method `rotary`; `seq_len` may be 1 where all rows stand at the same position.
             attention_mask (`torch.BoolTensor` of shape `(batch_size, 1, seq_len, past_len + seq_len)`, *optional*):
@@ -370,9 +388,7 @@ class EagleDraftModel(PreTrainedModel):
             hidden_states = cast(nn.Linear, self.fc)(torch.cat([inputs_embeds, hidden_states], dim=-1))
         for layer in self.layers:
             mask = attention_mask if sliding_mask is None or not layer.has_window else sliding_mask
-            hidden_states = layer(
-                hidden_states, inputs_embeds, rotary, mask, past_key_values, packed, unrolled_attention
-            )
+            hidden_states = layer(hidden_states, inputs_embeds, rotary, mask, cache, packed, unrolled_attention)
         return self.norm(hidden_states) if self.config.norm_output else hidden_states
 
     def pack_projections(self) -> None:

@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 
 import eagle_hf  # noqa: E402, F401
+from eagle_hf.versions import cache_of
 
 
 def shard(target) -> None:
@@ -67,7 +68,7 @@ def main() -> None:
     (output / f"{kind}-{rank}.json").write_text(json.dumps({
         "plain": plain.tolist(),
         "ours": [result.sequences.tolist() for result in results],
-        "cached": [result.past_key_values.get_seq_length() for result in results],
+        "cached": [cache_of(result).get_seq_length() for result in results],
         "needed": alone.target_forwards,
         "forwards": forwards,
     }))  # fmt: skip

@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from eagle_hf.generation import target as target_module
 from eagle_hf.generation.pairing import check_cache
 from eagle_hf.kv_cache import GrowingLayer
-from eagle_hf.versions import FP8_LAYERS
+from eagle_hf.versions import CACHE, FP8_LAYERS, cache_of
 
 
 GREEDY = {"do_sample": False, "eos_token_id": None}
@@ -75,7 +75,7 @@ def test_layers_grow_while_they_are_lent_and_are_plain_again_afterwards(monkeypa
 
     def forward_tree(*args, **kwargs):
         output = real(*args, **kwargs)
-        full = [layer for layer in output.past_key_values.layers if not layer.is_sliding]
+        full = [layer for layer in cache_of(output).layers if not layer.is_sliding]
         seen.append(all(type(layer) is GrowingLayer for layer in full))
         assert max(layer._buffers[0].shape[-2] for layer in full) <= 16 + 24 + 64  # no more room than can be needed
         return output
@@ -85,8 +85,8 @@ def test_layers_grow_while_they_are_lent_and_are_plain_again_afterwards(monkeypa
     assert seen
     assert all(seen)
     assert torch.equal(plain.sequences, ours.sequences)
-    assert_clean(ours.past_key_values, like=plain.past_key_values)
-    copy.deepcopy(ours.past_key_values)  # as prefix caching does
+    assert_clean(cache_of(ours), like=cache_of(plain))
+    copy.deepcopy(cache_of(ours))  # as prefix caching does
 
 
 def test_a_cache_is_clean_after_an_exception_too():
@@ -95,7 +95,7 @@ def test_a_cache_is_clean_after_an_exception_too():
     draft = use_options(random_draft(target), num_assistant_tokens=6, draft_depth=3, draft_width=2)
     with pytest.raises(Interruption):
         target.generate(
-            **inputs, assistant_model=draft, past_key_values=cache, streamer=InterruptingStreamer(), max_new_tokens=20,
+            **inputs, assistant_model=draft, **{CACHE: cache}, streamer=InterruptingStreamer(), max_new_tokens=20,
             **GREEDY,
         )  # fmt: skip
     assert {type(layer) for layer in cache.layers} == {DynamicLayer}
@@ -108,14 +108,14 @@ def test_a_cache_that_was_filled_with_a_prefix_beforehand(name):
     target, prefix = target_of(name), left_padded_prompts((12,))["input_ids"]
     draft = use_options(random_draft(target), num_assistant_tokens=6, draft_depth=3, draft_width=2)
     with torch.no_grad():
-        cache = target(prefix, past_key_values=DynamicCache(config=target.config)).past_key_values
+        cache = cache_of(target(prefix, **{CACHE: DynamicCache(config=target.config)}))
     before = [layer.keys.clone() for layer in cache.layers]
     for seed in range(2):
         question = torch.randint(3, 90, (1, 4), generator=torch.Generator().manual_seed(seed))
         ids = torch.cat([prefix, question], dim=1)
         plain, ours = (
             target.generate(
-                ids, past_key_values=copy.deepcopy(cache), assistant_model=assistant, max_new_tokens=10, **GREEDY
+                ids, **{CACHE: copy.deepcopy(cache)}, assistant_model=assistant, max_new_tokens=10, **GREEDY
             )
             for assistant in (None, draft)
         )
@@ -181,7 +181,7 @@ def with_offloaded_cache(monkeypatch, target, inputs, waits=True):
             truth = texts[0][:, inputs["input_ids"].shape[1] :].tolist()
             scripted(monkeypatch, lambda truth=truth: ForgivingDrafter(truth, seed=0))
         texts.append(
-            target.generate(**inputs, assistant_model=assistant, past_key_values=cache, max_new_tokens=16, **GREEDY)
+            target.generate(**inputs, assistant_model=assistant, **{CACHE: cache}, max_new_tokens=16, **GREEDY)
         )
         cache.wait()
     return texts, caches
@@ -226,7 +226,7 @@ def test_eight_bit_floating_point_caches(monkeypatch, lengths, do_sample):
     torch.manual_seed(0)
     assert not torch.equal(target.generate(**inputs, **kwargs), plain.sequences)  # the rounding changes the text
     real = torch.cat([inputs["attention_mask"], torch.ones(len(lengths), 39, dtype=torch.long)], dim=1).bool()
-    for layer, expected in zip(ours.past_key_values.layers, plain.past_key_values.layers, strict=True):
+    for layer, expected in zip(cache_of(ours).layers, cache_of(plain).layers, strict=True):
         assert layer.get_seq_length() == expected.get_seq_length() == inputs["input_ids"].shape[1] + 39
         for name in ("_quantized_keys", "_quantized_values"):
             got, wanted = (getattr(each, name)[0].float().transpose(1, 2)[real] for each in (layer, expected))

@@ -8,6 +8,8 @@ from doubles import random_draft
 from test_lossless import PROMPT_LENGTHS, left_padded_prompts, target_of, with_and_without_draft
 from transformers import DynamicCache, LlamaForCausalLM
 
+from eagle_hf.versions import CACHE, cache_of
+
 
 KWARGS = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
 TARGETS = pytest.mark.parametrize("name", ["llama", "mistral-sliding", "gemma3-mixed", "gpt2-learned-positions"])
@@ -32,9 +34,9 @@ def test_a_second_turn_on_the_returned_cache(name, lengths, full):
         output = target.generate(**inputs, max_new_tokens=9, assistant_model=first, **KWARGS)
         ids, mask = next_turn(inputs, output, question)
         if not full:  # the newest token of the first turn is not in the cache yet
-            ids = ids[:, output.past_key_values.get_seq_length() :]
+            ids = ids[:, cache_of(output).get_seq_length() :]
         output = target.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=output.past_key_values, max_new_tokens=9,
+            input_ids=ids, attention_mask=mask, **{CACHE: cache_of(output)}, max_new_tokens=9,
             assistant_model=second, **KWARGS,
         )  # fmt: skip
         texts.append(output.sequences)
@@ -46,7 +48,7 @@ def test_a_passed_cache_is_filled_as_plain_generate_fills_it():
     caches = []
     for assistant in (None, random_draft(target)):
         cache = DynamicCache(config=target.config)
-        target.generate(**inputs, max_new_tokens=14, past_key_values=cache, assistant_model=assistant, **KWARGS)
+        target.generate(**inputs, max_new_tokens=14, **{CACHE: cache}, assistant_model=assistant, **KWARGS)
         caches.append(cache)
     for plain, ours in zip(*(cache.layers for cache in caches), strict=True):
         torch.testing.assert_close(ours.keys, plain.keys, atol=1e-4, rtol=1e-4)

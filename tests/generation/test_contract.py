@@ -22,6 +22,7 @@ from transformers import (
 )
 
 import eagle_hf
+from eagle_hf.versions import CACHE
 
 
 TARGETS = pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_exceptions_of_the_users_code_leave_model_and_cache_clean(name, lengths,
     plain = target.generate(**inputs, **kwargs)
     cache = DynamicCache(config=target.config)
     with pytest.raises(Stumble):
-        target.generate(**inputs, **kwargs, past_key_values=cache, assistant_model=draft, **make())
+        target.generate(**inputs, **kwargs, **{CACHE: cache}, assistant_model=draft, **make())
     assert target.config._attn_implementation == implementation
     assert not any(getattr(layer, "record_past", False) for layer in cache.layers)
     # What the cache holds is the text so far, so that the user can go on from there.
@@ -222,7 +223,7 @@ def test_exceptions_of_the_users_code_leave_model_and_cache_clean(name, lengths,
         inputs["attention_mask"], (0, length + 1 - inputs["attention_mask"].shape[1]), value=1
     )
     resumed = target.generate(
-        plain[:, : length + 1], attention_mask=mask, past_key_values=cache, assistant_model=draft, do_sample=False,
+        plain[:, : length + 1], attention_mask=mask, **{CACHE: cache}, assistant_model=draft, do_sample=False,
         eos_token_id=None, max_new_tokens=plain.shape[1] - length - 1,
     )  # fmt: skip
     assert torch.equal(resumed, plain)

@@ -13,6 +13,7 @@ from eagle_hf.generation.fixed_shapes import CompiledForward, with_room
 from eagle_hf.generation.target import Target
 from eagle_hf.kv_cache import capacity
 from eagle_hf.tree_sizing import FixedSizing
+from eagle_hf.versions import CACHE, cache_of
 
 
 FULL_ATTENTION = ["llama", "mixtral-moe", "qwen3", "gemma", "gpt-neox", "olmo2"]
@@ -54,7 +55,7 @@ def test_with_a_static_cache_the_text_is_that_of_plain_generate(monkeypatch, nam
     assert torch.equal(plain.sequences, ours.sequences)
     assert torch.equal(plain_state, our_state)
     assert max(n for row in ours.acceptance_lengths for n in row) > 1
-    assert isinstance(ours.past_key_values, StaticCache)
+    assert isinstance(cache_of(ours), StaticCache)
 
 
 @pytest.mark.parametrize("lengths", [PROMPT_LENGTHS[:1], PROMPT_LENGTHS], ids=["single", "ragged"])
@@ -68,7 +69,7 @@ def test_a_passed_static_cache_is_filled_as_plain_generate_fills_it(lengths, col
             target.generate(
                 **inputs,
                 assistant_model=assistant,
-                past_key_values=caches[-1],
+                **{CACHE: caches[-1]},
                 max_new_tokens=24,
                 do_sample=False,
                 eos_token_id=None,
@@ -184,7 +185,7 @@ def test_a_full_cache_has_no_room_for_a_second_row(compile_config):
     settings = {**inputs, "max_new_tokens": 12, "eos_token_id": None, "do_sample": False}
     cache = StaticCache(config=target.config, max_cache_len=inputs["input_ids"].shape[1] + 11)
     ours = target.generate(
-        **settings, assistant_model=random_draft(target), past_key_values=cache, compile_config=compile_config
+        **settings, assistant_model=random_draft(target), **{CACHE: cache}, compile_config=compile_config
     )
     assert compile_config.backend.count > 0
     assert torch.equal(target.generate(**settings), ours)

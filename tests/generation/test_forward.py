@@ -8,10 +8,11 @@ from transformers import DynamicCache
 from eagle_hf import DraftTree
 from eagle_hf.generation.forward import GROUPED_SDPA, forward_tree, grouped_sdpa_attention, tree_attention
 from eagle_hf.generation.masks import TreeMasks
+from eagle_hf.versions import CACHE, cache_of
 
 
 def tree_logits(target, prompt, tree):
-    cache = target(prompt, past_key_values=DynamicCache(config=target.config), use_cache=True).past_key_values
+    cache = cache_of(target(prompt, **{CACHE: DynamicCache(config=target.config)}, use_cache=True))
     for layer in cache.layers:
         if hasattr(layer, "record_past"):
             layer.record_past = True
@@ -35,12 +36,12 @@ def test_every_node_of_a_bushy_tree(name):
         contexts.append([*contexts[parents[node]], tokens[node]])
     for node, context in enumerate(contexts):
         cache = DynamicCache(config=target.config)
-        target(prompt, past_key_values=cache, use_cache=True)
+        target(prompt, **{CACHE: cache}, use_cache=True)
         for offset, token in enumerate(context):  # as plain generate: token by token
             expected = target(
                 torch.tensor([[token]]),
                 position_ids=torch.tensor([[21 + offset]]),
-                past_key_values=cache,
+                **{CACHE: cache},
                 use_cache=True,
             ).logits[0, -1]
         torch.testing.assert_close(logits[node], expected, atol=1e-3, rtol=1e-3)
@@ -62,7 +63,7 @@ def test_attention_without_masks_per_node_is_replaced_for_the_tree_forward_only(
     target = tiny_target("llama")
     prompt, tree = torch.arange(3, 12)[None], DraftTree.from_paths(4, [[5, 6], [7, 8]])
     expected = tree_logits(target, prompt, tree)
-    cache = target(prompt, past_key_values=DynamicCache(config=target.config), use_cache=True).past_key_values
+    cache = cache_of(target(prompt, **{CACHE: DynamicCache(config=target.config)}, use_cache=True))
     target.config._attn_implementation = implementation
     masks = TreeMasks(target.config, cache, prompt_mask=None)
     got = forward_tree(target, tree, torch.tensor([[9]]), [9], cache, masks).logits[0]

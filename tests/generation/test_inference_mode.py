@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaFo
 
 from eagle_hf.generation import target as stepping
 from eagle_hf.generation.inference_mode import StepMode
+from eagle_hf.versions import CACHE, cache_of
 
 
 IDS = torch.tensor([[5, 9, 33, 2, 7, 41, 8, 60, 12, 3], [0, 0, 0, 14, 7, 4, 8, 61, 12, 5]])
@@ -68,7 +69,7 @@ def test_nothing_that_is_returned_was_made_in_it(modes, name, rows, do_sample, t
     )
     assert set(modes) == {True}
     assert not inference_tensors({name: value for name, value in output.items() if name != "draft_trees"})
-    assert not inference_tensors([vars(layer) for layer in output.past_key_values.layers])
+    assert not inference_tensors([vars(layer) for layer in cache_of(output).layers])
     assert not inference_tensors(target)
 
 
@@ -77,10 +78,10 @@ def test_a_cache_of_the_users_can_be_trained_through_and_written_to(modes, name)
     target = tiny_target(name)
     cache = DynamicCache(config=target.config)
     output = target.generate(
-        IDS[:1], **OPTIONS | {"attention_mask": None}, past_key_values=cache, assistant_model=random_draft(target)
+        IDS[:1], **OPTIONS | {"attention_mask": None}, **{CACHE: cache}, assistant_model=random_draft(target)
     )
     assert set(modes) == {True}
-    logits = target(output[:, -1:], past_key_values=cache).logits
+    logits = target(output[:, -1:], **{CACHE: cache}).logits
     logits.sum().backward()
     assert target.get_input_embeddings().weight.grad is not None
     cache.layers[0].keys[..., :1, :] = 0
@@ -90,7 +91,7 @@ def test_a_static_cache_of_the_users_stays_ordinary(modes):
     target = tiny_target("llama")
     output = generate(target, cache_implementation="static", return_dict_in_generate=True)
     assert set(modes) == {True}
-    assert not inference_tensors([vars(layer) for layer in output.past_key_values.layers])
+    assert not inference_tensors([vars(layer) for layer in cache_of(output).layers])
 
 
 def test_a_second_turn_goes_on_from_the_cache_of_the_first(modes):
@@ -101,7 +102,7 @@ def test_a_second_turn_goes_on_from_the_cache_of_the_first(modes):
         cache = DynamicCache(config=target.config)
         ids = IDS[:1]
         for _ in range(3):
-            ids = target.generate(ids, **OPTIONS | {"attention_mask": None}, past_key_values=cache, **assistant)
+            ids = target.generate(ids, **OPTIONS | {"attention_mask": None}, **{CACHE: cache}, **assistant)
         texts.append(ids)
     assert torch.equal(*texts)
     assert set(modes) == {True}
@@ -123,7 +124,7 @@ def test_an_interrupted_call_leaves_an_ordinary_cache_and_target(modes):
     cache = DynamicCache(config=target.config)
     with pytest.raises(KeyboardInterrupt):
         target.generate(
-            IDS[:1], **OPTIONS | {"attention_mask": None}, past_key_values=cache, streamer=Interrupting(),
+            IDS[:1], **OPTIONS | {"attention_mask": None}, **{CACHE: cache}, streamer=Interrupting(),
             assistant_model=random_draft(target),
         )  # fmt: skip
     assert set(modes) == {True}

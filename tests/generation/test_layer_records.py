@@ -7,6 +7,7 @@ from doubles import random_draft
 from test_lossless import NEW_TOKENS, PROMPT_LENGTHS, an_eos_token, left_padded_prompts, with_and_without_draft
 
 from eagle_hf.generation.layer_records import KeyLayout
+from eagle_hf.versions import CACHE, cache_of
 
 
 WANTED = {"output_hidden_states": True, "output_attentions": True, "do_sample": False}
@@ -120,9 +121,7 @@ def test_with_a_second_turn_the_first_entry_covers_the_new_tokens():
         ids = torch.cat([first.sequences, first.sequences[:, -5:]], dim=1)
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 14), value=1)
         outputs.append(
-            target.generate(
-                ids, attention_mask=mask, past_key_values=first.past_key_values, **kwargs, assistant_model=draft
-            )
+            target.generate(ids, attention_mask=mask, **{CACHE: cache_of(first)}, **kwargs, assistant_model=draft)
         )
     assert outputs[1].hidden_states[0][0].shape[1] == 6
     is_open = torch.ones(len(PROMPT_LENGTHS), 9, dtype=torch.bool)

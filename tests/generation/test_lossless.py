@@ -12,6 +12,7 @@ from architectures import ARCHITECTURES, VOCAB_SIZE, tiny_target
 from doubles import ScriptedDrafter, random_draft, scripted
 
 from eagle_hf.generation.selection import PathSelector
+from eagle_hf.versions import cache_of
 
 
 PROMPT_LENGTHS = (13, 4, 9, 16)
@@ -219,7 +220,7 @@ def test_returned_cache_is_that_of_plain_generate(monkeypatch, name, penalty):
             drafter_seed=seed,
         )
         assert torch.equal(plain.sequences, ours.sequences)
-        caches = plain.past_key_values, ours.past_key_values
+        caches = cache_of(plain), cache_of(ours)
         assert caches[0].get_seq_length() == caches[1].get_seq_length() == plain.sequences.shape[1] - 1
         real = torch.cat([inputs["attention_mask"], (plain.sequences != 0)[:, inputs["input_ids"].shape[1] :]], 1)[
             :, :-1

@@ -11,6 +11,7 @@ from test_lossless import VOCAB_SIZE, with_and_without_draft
 
 from eagle_hf.drafting import Drafter
 from eagle_hf.generation.probe import can_verify_trees
+from eagle_hf.versions import CACHE, cache_of
 
 
 LENGTHS = (9, 4)  # text tokens behind the image, row by row
@@ -120,7 +121,7 @@ def test_a_second_turn_goes_on_from_the_cache_that_holds_the_image(name, lengths
         new = ids.new_ones(len(ids), ids.shape[1] - inputs["input_ids"].shape[1])
         mask = torch.cat([inputs["attention_mask"], new], dim=1)
         second = target.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, assistant_model=assistant,
+            input_ids=ids, attention_mask=mask, **{CACHE: cache_of(first)}, assistant_model=assistant,
             **kwargs,
         )  # fmt: skip
         texts.append(second.sequences)

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from eagle_hf.generation.decoding import Target
 from eagle_hf.generation.probe import can_verify_trees
 from eagle_hf.generation.recurrent import DeferredReplay
+from eagle_hf.versions import CACHE, cache_of
 
 
 TARGETS = pytest.mark.parametrize("name", ["qwen3_next", "mamba2", "falcon_h1", "nemotron_h"])
@@ -65,7 +66,7 @@ def test_returned_states_are_those_of_plain_generate(monkeypatch, name, rows, hi
     eos = next(token for token in tokens[0].tolist() if token not in tokens[1].tolist()[:6])
     plain, ours = generate(monkeypatch, target, rows, hit_rate=hit_rate, eos_token_id=eos)
     assert torch.equal(plain.sequences, ours.sequences)
-    for expected, got in zip(states(plain.past_key_values), states(ours.past_key_values), strict=True):
+    for expected, got in zip(states(cache_of(plain)), states(cache_of(ours)), strict=True):
         torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-3)
 
 
@@ -76,9 +77,9 @@ def test_a_second_turn_on_the_returned_cache(monkeypatch, name):
         monkeypatch.undo()
         ids = torch.cat([output.sequences, torch.tensor([[7, 9, 11]])], dim=1)
         for draft in (None, random_draft(target)):
-            cache = copy.deepcopy(output.past_key_values)
+            cache = copy.deepcopy(cache_of(output))
             sequences.append(
-                target.generate(ids, past_key_values=cache, max_new_tokens=9, do_sample=False, assistant_model=draft)
+                target.generate(ids, **{CACHE: cache}, max_new_tokens=9, do_sample=False, assistant_model=draft)
             )
     assert all(torch.equal(sequence, sequences[0]) for sequence in sequences)
 
@@ -154,13 +155,13 @@ def test_an_exception_leaves_the_users_cache_at_a_token_boundary(monkeypatch, mo
     cache = DynamicCache(config=target.config)
     with pytest.raises(KeyboardInterrupt):
         target.generate(
-            prompt, past_key_values=cache, max_new_tokens=40, do_sample=False, eos_token_id=eos,
+            prompt, **{CACHE: cache}, max_new_tokens=40, do_sample=False, eos_token_id=eos,
             assistant_model=random_draft(target),
         )  # fmt: skip
     monkeypatch.undo()
     read = cache.get_seq_length()
     assert prompt.shape[1] <= read < truth.shape[1]
     fresh = DynamicCache(config=target.config)
-    target(truth[:, :read], past_key_values=fresh, use_cache=True)
+    target(truth[:, :read], **{CACHE: fresh}, use_cache=True)
     for expected, got in zip(states(fresh), states(cache), strict=True):
         torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-3)

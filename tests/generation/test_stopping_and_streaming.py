@@ -12,6 +12,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 from transformers.generation.streamers import BaseStreamer
 
 from eagle_hf.generation import selection
+from eagle_hf.versions import CACHE
 
 
 LENGTHS = pytest.mark.parametrize("lengths", [PROMPT_LENGTHS[:1], PROMPT_LENGTHS], ids=["single", "ragged"])
@@ -163,7 +164,7 @@ def test_an_exception_of_a_streamer_leaves_model_and_cache_clean(name):
     ids = torch.arange(3, 12)[None]
     with pytest.raises(Cancelled):
         target.generate(
-            ids, max_new_tokens=20, do_sample=False, past_key_values=cache, assistant_model=draft, streamer=Cancelling()
+            ids, max_new_tokens=20, do_sample=False, **{CACHE: cache}, assistant_model=draft, streamer=Cancelling()
         )
     assert target.config._attn_implementation == implementation
     assert not any(getattr(layer, "record_past", False) for layer in cache.layers)
@@ -171,7 +172,7 @@ def test_an_exception_of_a_streamer_leaves_model_and_cache_clean(name):
     length = cache.get_seq_length()
     reference = DynamicCache(config=target.config)
     text = target.generate(ids, max_new_tokens=20, do_sample=False)
-    target(text[:, :length], past_key_values=reference, use_cache=True)
+    target(text[:, :length], **{CACHE: reference}, use_cache=True)
     for layer, expected in zip(cache.layers, reference.layers, strict=True):
         torch.testing.assert_close(layer.keys, expected.keys, atol=1e-4, rtol=1e-4)
     plain = target.generate(ids, max_new_tokens=10, do_sample=False)

@@ -17,6 +17,8 @@ from eagle_hf.generation.sharded_weights import whole
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from test_several_processes import start  # noqa: E402
 
+from eagle_hf.versions import cache_of
+
 
 @pytest.mark.parametrize("kind", ["lockstep", "sharded"])
 def test_two_ranks(tmp_path, kind):
@@ -50,7 +52,7 @@ def test_waiting_for_other_ranks_changes_nothing(monkeypatch, name, lengths):
     ours = target.generate(**inputs, **kwargs, assistant_model=draft, synced_gpus=True)
     assert len(forwards) == ours.target_forwards + 3 + 1  # three waits, and one for rows that ended early elsewhere
     assert torch.equal(ours.sequences, plain.sequences)
-    for expected, got in zip(plain.past_key_values.layers, ours.past_key_values.layers, strict=True):
+    for expected, got in zip(cache_of(plain).layers, cache_of(ours).layers, strict=True):
         torch.testing.assert_close(got.keys, expected.keys, atol=5e-4, rtol=1e-3)
 
 

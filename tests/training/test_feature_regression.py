@@ -50,7 +50,7 @@ def test_harmonised_steps_are_what_drafting_computes(golden_target):
         for p in (2, 5):
             cache, hidden, tokens = DynamicCache(), features[:, : p + 1], ids[:, 1 : p + 2]
             for step in range(3):
-                output = draft(hidden, embed(tokens), past_key_values=cache).last_hidden_state
+                output = draft(hidden, embed(tokens), cache=cache).last_hidden_state
                 torch.testing.assert_close(result.last_hidden_states[step][:, p], output[:, -1], atol=1e-5, rtol=1e-5)
                 hidden, tokens = output[:, -1:], ids[:, p + 2 + step : p + 3 + step]
 

@@ -60,7 +60,7 @@ def test_unrolled_rows_are_what_drafting_computes(golden_target):
 
             cache = DynamicCache()
             for step in range(4):
-                output = draft(hidden, embed(tokens), past_key_values=cache)
+                output = draft(hidden, embed(tokens), cache=cache)
                 expected = output.last_hidden_state[:, -1]
                 torch.testing.assert_close(result.last_hidden_states[step][:, p], expected, atol=1e-5, rtol=1e-5)
                 hidden, tokens = output.last_hidden_state[:, -1:], ids[:, p + 2 + step : p + 3 + step]

@@ -111,7 +111,7 @@ def test_unrolled_rows_are_what_drafting_computes(golden_target, fields):
         for p in (2, 6):
             cache, hidden, tokens = DynamicCache(), draft.project_features(features[:, : p + 1]), ids[:, 1 : p + 2]
             for step, unrolled in enumerate(unrolls):
-                output = draft(hidden, embed(tokens), past_key_values=cache).last_hidden_state[:, -1:]
+                output = draft(hidden, embed(tokens), cache=cache).last_hidden_state[:, -1:]
                 torch.testing.assert_close(unrolled[:, p : p + 1], output, atol=1e-5, rtol=1e-5)
                 hidden, tokens = output, ids[:, p + 2 + step : p + 3 + step]
 

@@ -15,6 +15,7 @@ from ..draft_options import DraftOptions
 from ..features import FeatureReader
 from ..modeling_eagle import EagleDraftModel
 from ..tree import DraftTree
+from ..versions import CACHE
 from .fixed_shapes import with_room
 from .forward import cache_argument
 from .output import EagleGenerateOutput, History
@@ -125,7 +126,7 @@ def eagle_decoding(
         logits=records.logits,
         attentions=target.layer_records.attentions,
         hidden_states=target.layer_records.hidden_states,
-        past_key_values=target.cache,
+        **{CACHE: target.cache},
         acceptance_lengths=history.acceptance_lengths,
         target_forwards=target.num_forwards,
         draft_forwards=proposals.drafter.num_forwards,

@@ -14,6 +14,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..tree import DraftTree
+from ..versions import CACHE
 from .masks import TreeMasks
 from .step_inputs import StepInputs
 
@@ -92,8 +93,10 @@ AttentionMaskInterface.register(GROUPED_SDPA, sdpa_mask)
 
 
 def cache_argument(model: PreTrainedModel) -> str:
-    """The name under which the target's forward takes its cache."""
-    return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
+    """Returns the name under which the target's forward takes its cache."""
+    if CACHE == "cache":  # one word for all
+        return CACHE
+    return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else CACHE
 
 
 def takes_position_ids(model: PreTrainedModel) -> bool:
@@ -153,9 +156,9 @@ def _forward_nodes(
         input_ids=tokens,
         position_ids=root_position + tree.depths,
         attention_mask=mask,
-        past_key_values=cache,
         use_cache=True,
         return_dict=True,
+        **{CACHE: cache},
         **kwargs,
     )
 

@@ -6,6 +6,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..tree import DraftTree
 from ..tree_sizing import TreeSizing
+from ..versions import CACHE, cache_of
 
 
 @dataclass
@@ -33,6 +34,8 @@ class EagleGenerateOutput(GenerateDecoderOnlyOutput):
     draft_forwards: int | None = None
     draft_trees: list[tuple[DraftTree, list[list[int]]]] | None = None
     tree_sizing: TreeSizing | None = None
+    if CACHE != "cache":
+        cache = property(cache_of)  # before 5.24, readers may use the new word, too
 
 
 class History:

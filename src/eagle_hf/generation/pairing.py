@@ -17,7 +17,7 @@ from transformers.utils import logging
 from ..draft_options import DraftOptions
 from ..kv_cache import GrowingLayer
 from ..modeling_eagle import EagleDraftModel
-from ..versions import FP8_LAYERS, STATELESS_LAYERS
+from ..versions import CACHE, FP8_LAYERS, STATELESS_LAYERS
 from .devices import input_device
 
 
@@ -143,7 +143,7 @@ def check_cache(cache: Cache | None) -> None:
                 kind = "a static cache with sliding-window layers"
             raise ValueError(
                 f"Got {kind}, which cannot drop the rejected nodes of a draft tree exactly. Use a DynamicCache (leave "
-                "`cache_implementation` and `past_key_values` unset), or generate without `assistant_model`."
+                f"`cache_implementation` and `{CACHE}` unset), or generate without `assistant_model`."
             )
 
 

@@ -6,10 +6,12 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from ..versions import CACHE_NAMES
+
 
 # What a verification makes itself.
 _OWN = {
-    "input_ids", "inputs_embeds", "position_ids", "attention_mask", "past_key_values", "cache_params", "use_cache",
+    "input_ids", "inputs_embeds", "position_ids", "attention_mask", "use_cache", *CACHE_NAMES,
     "cache_position", "logits_to_keep", "return_dict", "output_hidden_states", "output_attentions",
 }  # fmt: skip
 _PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..features import FeatureReader
 from ..kv_cache import align_columns, capacity, clear_behind, keep_nodes
 from ..tree import DraftTree
+from ..versions import CACHE, cache_of
 from .direct_layers import direct_layers
 from .fixed_shapes import CompiledForward, compiled_call, plain_capacity
 from .forward import cache_argument, forward_chain, forward_tree
@@ -283,17 +284,17 @@ class Target:
             ids,
             next_sequence_length=1,
             is_first_iteration=False,
-            past_key_values=self.cache,
             attention_mask=mask,
             position_ids=torch.cat([self._prompt_positions.expand(*new.shape[:-1], -1), new], dim=-1),
             use_cache=True,
+            **{CACHE: self.cache},
         )
         prepared = self._inputs.for_nodes(1) | prepared
         outputs = self.model(**prepared, return_dict=True, **kwargs)
-        if outputs.past_key_values is not self.cache:
+        if (new_cache := cache_of(outputs)) is not self.cache:
             if self._lent is not None:
                 self._lent.give_back(is_seen=self.outlives_generate)
-            self.cache = self._masks.cache = outputs.past_key_values
+            self.cache = self._masks.cache = new_cache
             self._lent = LentCache(self.cache, self.generation_config.max_length)
         return outputs
 

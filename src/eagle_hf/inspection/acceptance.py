@@ -110,7 +110,7 @@ def accepted_counts(
             embed_tokens(paired).to(draft.device, draft.dtype),
             attention_mask=torch.cat([true_rows, *[itself] * step], dim=1)[None, None],
             position_ids=positions + step,
-            past_key_values=cache,
+            cache=cache,
         )
         hidden = output.last_hidden_state
         drafted = draft.to_target_ids(lm_head(hidden).argmax(dim=-1))
