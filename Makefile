@@ -35,11 +35,13 @@ architectures: $(VENV)/.ready ## Sweep over whole kinds: every decoder of transf
 	HF_HUB_OFFLINE=1 EAGLE_HF_EVERY_DECODER=1 $(BIN)/python -m pytest -n $(WORKERS) tests/generation/test_every_decoder.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 EAGLE_HF_EVERY_DECODER=1 $(BIN)/python -m pytest -n $(WORKERS) -m sweep tests
 
+# 5.23 is the last one with the old name of caches.
 OLDEST = $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 MIDDLE ?= 5.20
+BEFORE ?= 5.23
 # The newest is what pip finds, which may be newer than what constraints.txt names.
-test-versions: ## Run the tests with the oldest, a middle and the newest transformers, each in an environment of its own
-	for version in $(OLDEST) $(MIDDLE) newest; do $(MAKE) test-version TRANSFORMERS=$$version || exit 1; done
+test-versions: ## Run the tests with transformers 5.17, 5.20, 5.23 and the newest, each in an environment of its own
+	for version in $(OLDEST) $(MIDDLE) $(BEFORE) newest; do $(MAKE) test-version TRANSFORMERS=$$version || exit 1; done
 
 test-oldest: ## Run the tests with the oldest supported transformers, in an environment of its own
 	$(MAKE) test-version TRANSFORMERS=$(OLDEST)

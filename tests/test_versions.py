@@ -1,10 +1,12 @@
 """An unsupported `transformers` is refused on import, with what to do."""
 
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 import transformers
+from packaging.version import Version
 
 from eagle_hf import versions
 
@@ -15,6 +17,15 @@ def test_an_old_transformers_is_refused(monkeypatch):
         runpy.run_path(versions.__file__)
 
 
-def test_the_oldest_version_is_the_one_that_the_package_asks_for():
+def test_the_range_is_the_one_that_the_package_asks_for():
     requirements = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    assert f'"transformers>={versions.OLDEST},<6"' in requirements
+    assert f'"transformers{versions.SUPPORTED}"' in requirements
+
+
+def test_the_pinned_version_is_the_newest_that_the_package_allows():
+    """A plain `pip install` gets the newest: that is what the tests have to run with."""
+    pinned = re.search(
+        r"^transformers==([\d.]+)$", (Path(__file__).parents[1] / "constraints.txt").read_text(), re.MULTILINE
+    )
+    newest, below = Version(pinned[1]).release[:2], Version(versions.BELOW).release[:2]
+    assert (newest[0], newest[1] + 1) == below

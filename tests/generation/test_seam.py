@@ -13,6 +13,7 @@ from transformers.generation import GenerationMixin
 
 import eagle_hf
 from eagle_hf import EagleConfig, EagleDraftModel
+from eagle_hf.versions import CACHE
 
 
 PROMPT = torch.tensor([[5, 17, 33, 8, 61]])
@@ -60,7 +61,7 @@ class TestInstall:
         eagle_hf.uninstall()
         try:
             monkeypatch.setattr(GenerationMixin, "_assisted_decoding", lambda self, ids: None)
-            with pytest.raises(ImportError, match=rf"transformers {transformers.__version__}.*>= 5.17"):
+            with pytest.raises(ImportError, match=rf"transformers {transformers.__version__}.*>=5.17,<5"):
                 eagle_hf.install()
         finally:
             monkeypatch.undo()
@@ -148,7 +149,7 @@ class TestRefusals:
     def test_passed_caches_that_cannot_drop_nodes(self, draft):
         sliding = tiny_target("mistral-sliding")
         cache = transformers.StaticCache(config=sliding.config, max_cache_len=64)
-        self.check(sliding, draft, "a static cache with sliding-window layers", past_key_values=cache)
+        self.check(sliding, draft, "a static cache with sliding-window layers", **{CACHE: cache})
         self.check(sliding, draft, "a static cache with sliding-window layers", cache_implementation="static")
         cache = transformers.EncoderDecoderCache(transformers.DynamicCache(), transformers.DynamicCache())
         with pytest.raises(ValueError, match="EncoderDecoderCache"):

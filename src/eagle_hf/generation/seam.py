@@ -15,6 +15,7 @@ from transformers.generation import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 
 from ..modeling_eagle import EagleDraftModel
+from ..versions import SUPPORTED
 from .decoding import eagle_decoding
 from .pairing import align_draft, check_call
 
@@ -42,7 +43,7 @@ def install() -> None:
         if method is None or not needed <= set(inspect.signature(method).parameters):
             raise ImportError(
                 f"eagle_hf does not know `GenerationMixin.{name}` of transformers {transformers.__version__}. It works "
-                "with transformers >= 5.17, < 6: install one of these (`pip install 'transformers>=5.17,<6'`)."
+                f"with transformers {SUPPORTED}: install one of these (`pip install 'transformers{SUPPORTED}'`)."
             )
     if not hasattr(GenerationMixin._assisted_decoding, _MARK):
         _wrap("_assisted_decoding", _assisted_decoding)
