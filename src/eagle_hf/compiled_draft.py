@@ -107,7 +107,7 @@ class CompiledDraftNetwork(DraftNetwork):
             self._expand(
                 self.draft,
                 self.embed_tokens,
-                self.compute_logits,
+                self.lm_head,
                 self.cache,
                 hidden.contiguous(),  # graphs tell views from others
                 tokens,
@@ -144,7 +144,7 @@ class CompiledDraftNetwork(DraftNetwork):
         self.num_forwards += depth - 1
         return _kept_tree(
             self._grow(
-                self.draft, self.embed_tokens, self.compute_logits, self.cache, roots.clone(), hidden,
+                self.draft, self.embed_tokens, self.lm_head, self.cache, roots.clone(), hidden,
                 self.up_to_guesses(visible), *rotary, target_ids, noise, width, depth, num_nodes, self.num_columns,
             )
         )  # fmt: skip
@@ -180,7 +180,7 @@ class CompiledDraftNetwork(DraftNetwork):
         rows[:, :new_len], row_tokens[:, :new_len] = features, tokens
         return _kept_tree(
             self._read_and_grow(
-                self.draft, self.embed_tokens, self.compute_logits, self.cache, rows, row_tokens,
+                self.draft, self.embed_tokens, self.lm_head, self.cache, rows, row_tokens,
                 torch.tensor([past_len, new_len], device=tokens.device),
                 self.up_to_guesses(visible), *rotary, target_ids, noise, width, depth, num_nodes, self.num_columns,
             )
@@ -202,7 +202,7 @@ class TracedLevels:
         self,
         draft: EagleDraftModel,
         embed_tokens: Callable,
-        compute_logits: Callable,
+        lm_head: Callable,
         cache: Cache,
         visible: torch.Tensor,
         rotary: Rotary,
@@ -210,13 +210,13 @@ class TracedLevels:
         noise: Noise | None,
         num_columns: int,
     ):
-        self.draft, self.embed_tokens, self.compute_logits, self.cache = draft, embed_tokens, compute_logits, cache
+        self.draft, self.embed_tokens, self.lm_head, self.cache = draft, embed_tokens, lm_head, cache
         self.visible, self.rotary, self.target_ids, self.num_columns = visible, rotary, target_ids, num_columns
         self.noise = noise
 
     def top_children(self, hidden: torch.Tensor, width: int, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See [`Drafter.top_children`]."""
-        return top_children(self.compute_logits, hidden, width, at_levels(self.noise, level))
+        return top_children(self.draft, self.lm_head, hidden, width, at_levels(self.noise, level))
 
     def visible_to_guesses(self, num_rows: int) -> torch.Tensor:
         """See [`Drafter.visible_to_guesses`]."""
@@ -237,7 +237,7 @@ class TracedLevels:
         """See [`Drafter.expand`]."""
         mask = F.pad(mask, (0, self.num_columns - mask.shape[-1]))
         return expand(
-            self.draft, self.embed_tokens, self.compute_logits, self.cache, hidden, tokens, rotary, mask, width,
+            self.draft, self.embed_tokens, self.lm_head, self.cache, hidden, tokens, rotary, mask, width,
             at_levels(self.noise, level),
         )  # fmt: skip
 
@@ -252,7 +252,7 @@ def _grow(
     state: str,
     draft: EagleDraftModel,
     embed_tokens: Callable,
-    compute_logits: Callable,
+    lm_head: Callable,
     cache: Cache,
     roots: torch.Tensor,
     hidden: torch.Tensor,
@@ -267,9 +267,7 @@ def _grow(
     num_columns: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
     depends_on(state)
-    levels = TracedLevels(
-        draft, embed_tokens, compute_logits, cache, visible, (cos, sin), target_ids, noise, num_columns
-    )
+    levels = TracedLevels(draft, embed_tokens, lm_head, cache, visible, (cos, sin), target_ids, noise, num_columns)
     with FewRowProducts():
         tree = grow_dynamic_tree(levels, roots, hidden, width, depth, num_nodes, FixedSizing())
     return tree.tokens, tree.parents, tree.depths, tree.scores, tree.max_depth
@@ -279,7 +277,7 @@ def _read_and_grow(
     state: str,
     draft: EagleDraftModel,
     embed_tokens: Callable,
-    compute_logits: Callable,
+    lm_head: Callable,
     cache: Cache,
     features: torch.Tensor,
     tokens: torch.Tensor,
@@ -310,7 +308,7 @@ def _read_and_grow(
         layer.cumulative_length.fill_(first_guess)
     levels = new_len + new_rows.new_tensor(range(depth))
     return _grow(
-        state, draft, embed_tokens, compute_logits, cache, tokens.index_select(1, last)[0],
+        state, draft, embed_tokens, lm_head, cache, tokens.index_select(1, last)[0],
         hidden.index_select(1, last), mask.index_select(0, last)[None, :, :first_guess],
         cos.index_select(2, levels), sin.index_select(2, levels), target_ids, noise, width, depth, num_nodes,
         num_columns,

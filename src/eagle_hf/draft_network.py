@@ -25,7 +25,7 @@ class DraftNetwork:
         draft.pack_projections()
         self.draft = draft
         self.embed_tokens: Callable = embed_tokens if draft.embed_tokens is None else draft.embed_tokens
-        self.compute_logits: Callable = lm_head if draft.lm_head is None else draft.compute_logits
+        self.lm_head = lm_head
         self.cache: Cache = GrowingCache()
         self.num_forwards = 0
 
@@ -94,7 +94,7 @@ class DraftNetwork:
         log-probabilities in the draft vocabulary, given the noise if there is any, float32 whatever the head's dtype;
         and their **draft** ids. Both of shape `(batch_size, num_rows, width)`.
         """
-        return top_children(self.compute_logits, hidden, width, noise)
+        return top_children(self.draft, self.lm_head, hidden, width, noise)
 
 
 def _step(
@@ -112,10 +112,10 @@ def _step(
 
 
 def top_children(
-    compute_logits: Callable, hidden: torch.Tensor, width: int, noise: Noise | None
+    draft: EagleDraftModel, lm_head: Callable, hidden: torch.Tensor, width: int, noise: Noise | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See [`DraftNetwork.top_children`]."""
-    scores = log_probs(compute_logits(hidden), noise)
+    scores = log_probs(draft.compute_logits(hidden, lm_head), noise)
     values, index = scores.topk(min(width, scores.shape[-1]), dim=-1)
     return values, index
 
@@ -123,7 +123,7 @@ def top_children(
 def expand(
     draft: EagleDraftModel,
     embed_tokens: Callable,
-    compute_logits: Callable,
+    lm_head: Callable,
     cache: Cache,
     hidden: torch.Tensor,
     tokens: torch.Tensor,
@@ -134,4 +134,4 @@ def expand(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See [`DraftNetwork.expand`]."""
     hidden = _step(draft, embed_tokens, cache, hidden, tokens, rotary, mask)
-    return hidden, *top_children(compute_logits, hidden, width, noise)
+    return hidden, *top_children(draft, lm_head, hidden, width, noise)

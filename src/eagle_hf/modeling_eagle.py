@@ -31,7 +31,7 @@ class EagleDraftOutput(ModelOutput):
             What the next draft step takes as `hidden_states` in place of a true feature.
         logits (`torch.FloatTensor` of shape `(batch_size, seq_len, draft_vocab_size)`, *optional*):
             Scores of the draft vocabulary for the token after the paired one. `None` where the head has no `lm_head` of
-            its own: then the target's `lm_head` on `last_hidden_state` gives them.
+            its own: then `draft.compute_logits(last_hidden_state, lm_head)` gives them, with the target's `lm_head`.
         cache ([`~transformers.Cache`], *optional*):
             Keys and values of all rows so far. `past_key_values` is the same; before transformers 5.24, where the word
             changed, it is also the name as a key.
@@ -397,15 +397,33 @@ class EagleDraftModel(PreTrainedModel):
             layer.self_attn.pack()
             layer.mlp.gate_up.pack()
 
-    def compute_logits(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+    def compute_logits(
+        self, last_hidden_state: torch.Tensor, lm_head: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """
-        Scores of the draft vocabulary, of shape `(..., draft_vocab_size)`, from `last_hidden_state` of shape
-        `(..., hidden_size)`. Only for heads with an `lm_head` of their own.
+        Scores the draft vocabulary.
+
+        Args:
+            last_hidden_state (`torch.Tensor` of shape `(..., hidden_size)`): Output of the head.
+            lm_head (`Callable`, *optional*):
+                The target's, which a head without one of its own uses. EAGLE-3 heads norm what it reads, unless
+                `last_hidden_state` is normed already (`config.norm_output`); EAGLE-1 heads predict what it reads.
+
+        Returns:
+            `torch.Tensor` of shape `(..., draft_vocab_size)`, or `(..., vocab_size)` from the target's `lm_head`.
+
+        Raises:
+            `ValueError`: if the head has no `lm_head` of its own, and none is given.
         """
         if self.config.eagle_version == 3 and not self.config.norm_output:
             last_hidden_state = self.norm(last_hidden_state)
         if self.lm_head is None:
-            raise ValueError("This head has no `lm_head` of its own: its logits come from the target's.")
+            if lm_head is None:
+                raise ValueError(
+                    "This head has no `lm_head` of its own, and none was given. Pass the target's: "
+                    "`draft.compute_logits(last_hidden_state, target.get_output_embeddings())`."
+                )
+            return lm_head(last_hidden_state)
         if torch.is_grad_enabled() or type(self.lm_head) is not nn.Linear:
             return self.lm_head(last_hidden_state)
         return linear(last_hidden_state, self.lm_head.weight)

@@ -13,6 +13,7 @@ from layouts import (
     dense_head,
     random_inputs,
     read_head,
+    reference,
     rename,
     tiny_llama,
     write_head,
@@ -73,6 +74,15 @@ def test_a_head_without_lm_head_uses_the_targets(tmp_path):
     config = {name: value for name, value in FLAT.items() if name != "draft_vocab_size"}
     draft = EagleDraftModel.from_pretrained(write_head(tmp_path, config, rename(weights, "layers.0.", "midlayer.")))
     assert draft.lm_head is None
+    features, embeds = random_inputs(draft)
+    target_rows = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        hidden, logits = reference(weights | {"lm_head.weight": target_rows}, features, embeds)
+        output = draft(draft.project_features(features), embeds)
+        got = draft.compute_logits(output.last_hidden_state, lambda hidden: hidden @ target_rows.T)
+    assert output.logits is None
+    torch.testing.assert_close(output.last_hidden_state, hidden, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(got, logits, atol=1e-4, rtol=1e-4)
 
 
 class TestExport:

@@ -90,7 +90,7 @@ def accepted_counts(
     if num_rows < answer.prompt_length:
         return tokens.new_empty(0)
     embed_tokens = target.get_input_embeddings() if draft.embed_tokens is None else draft.embed_tokens
-    lm_head = target.get_output_embeddings() if draft.lm_head is None else draft.compute_logits
+    lm_head = target.get_output_embeddings()
     hidden = draft.project_features(_features(draft, answer)[:, :num_rows].to(draft.device, draft.dtype))
 
     cache = DynamicCache()
@@ -113,7 +113,7 @@ def accepted_counts(
             cache=cache,
         )
         hidden = output.last_hidden_state
-        drafted = draft.to_target_ids(lm_head(hidden).argmax(dim=-1))
+        drafted = draft.to_target_ids(draft.compute_logits(hidden, lm_head).argmax(dim=-1))
         agrees.append(drafted.to(following.device) == following)
     counts = torch.cat(agrees).cumprod(dim=0).sum(dim=0)  # (num_rows,)
     return counts[answer.prompt_length - 1 :]  # the first root is the answer's first token

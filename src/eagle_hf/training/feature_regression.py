@@ -7,6 +7,7 @@ as well, in the context that it has when it drafts (the harmonised steps of HASS
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -69,7 +70,7 @@ def feature_regression_loss(
     inputs = features
     if feature_noise:
         inputs = features + (torch.rand_like(features) * 2 - 1) * feature_noise
-    compute_logits = lm_head if draft.lm_head is None else draft.compute_logits
+    compute_logits = partial(draft.compute_logits, lm_head=lm_head)
     positions = torch.arange(is_trained.numel(), device=features.device).view_as(input_ids)
     trained_of_steps, documents_of_steps = windows(is_trained, num_steps), windows(documents, num_steps)
 

@@ -5,6 +5,7 @@ drafting, on its own outputs, and learns the target's distribution at every unro
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -67,7 +68,7 @@ def training_time_test_loss(
     else:
         documents = torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long()
     target = TargetRows(target_logits, is_trained, draft.draft_to_target_ids, draft.config.vocab_size)
-    compute_logits = lm_head if draft.lm_head is None and lm_head is not None else draft.compute_logits
+    compute_logits = partial(draft.compute_logits, lm_head=lm_head)
     next_token_ids = nn.functional.pad(input_ids[:, 1:], (0, num_steps))
     rows_of_steps = windows(target.index + 1, num_steps)  # 0 where nothing is learned
     trained_of_steps, documents_of_steps = windows(is_trained, num_steps), windows(documents, num_steps)
