@@ -54,8 +54,8 @@ def main() -> None:
     target = tiny_target("llama")
     generator = torch.Generator().manual_seed(0)
     dataset = [
-        {"input_ids": torch.randint(3, 90, (16,), generator=generator), "loss_mask": torch.ones(16, dtype=torch.long)}
-        for _ in range(64)
+        {"input_ids": torch.randint(3, 90, (16,), generator=generator), "loss_mask": (torch.arange(16) >= i % 7).long()}
+        for i in range(64)  # not equally many trained tokens in all of them
     ]
     arguments = {
         "output_dir": output, "use_cpu": True, "report_to": "none", "logging_steps": 1, "save_strategy": "steps",

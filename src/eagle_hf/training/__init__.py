@@ -10,7 +10,7 @@ from .frozen_target import FrozenTarget
 from .losses import LOSSES
 from .muon import MuonAndAdamW
 from .new_head import new_head
-from .objective import ObjectiveOutput, simulated_acceptance_length
+from .objective import ObjectiveOutput, rows_that_draft, simulated_acceptance_length
 from .packing import PackedCollator, PackedDataset, PaddingCollator, best_fit
 from .samples import DataReport, SampleDataset, make_samples
 from .trainer import EagleTrainer
@@ -44,6 +44,7 @@ __all__ = [
     "most_frequent_tokens",
     "new_head",
     "pad_features",
+    "rows_that_draft",
     "simulated_acceptance_length",
     "training_time_test_loss",
     "write_answers",

@@ -35,6 +35,7 @@ def feature_regression_loss(
     feature_weight: float = 1.0,
     logit_weight: float = 0.1,
     feature_noise: float = 0.0,
+    num_trained: torch.Tensor | int | None = None,
 ) -> ObjectiveOutput:
     """
     Compute the loss of one batch: `feature_weight` times smooth L1 between predicted and true features, and
@@ -44,7 +45,9 @@ def feature_regression_loss(
         draft ([`EagleDraftModel`]): An EAGLE-1 head.
         features (`torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`): Last hidden states of the target.
         input_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`): The text.
-        loss_mask (`torch.Tensor` of shape `(batch_size, seq_len)`): 1 where the text is trained, such as answers.
+        loss_mask (`torch.Tensor` of shape `(batch_size, seq_len)`):
+            1 at the rows that are trained; row `p` learns feature `p + 1`, which drafts token `p + 2`.
+            [`rows_that_draft`] makes them of a mask of generated tokens.
         embed_tokens (`Callable`): Target ids to embeddings; frozen. Used where the head has none of its own.
         lm_head (`Callable`): The target's; frozen. Used where the head has none of its own.
         attention_mask (`torch.Tensor` of shape `(batch_size, seq_len)`, *optional*): 0 where the text is padding.
@@ -55,6 +58,9 @@ def feature_regression_loss(
         loss (`Callable`, defaults to [`cross_entropy`]): One of `LOSSES`.
         feature_weight, logit_weight (`float`): Weights of both losses.
         feature_noise (`float`, defaults to 0): The head reads features with uniform noise between minus and plus this.
+        num_trained (`int` or `torch.Tensor` of shape `()`, *optional*):
+            What the sums of losses are divided by, such as the trained positions of all batches of a step. Those of
+            each unroll of this batch by default.
 
     Returns:
         [`ObjectiveOutput`]
@@ -75,7 +81,7 @@ def feature_regression_loss(
     trained_of_steps, documents_of_steps = windows(is_trained, num_steps), windows(documents, num_steps)
 
     acceptance = ChainAcceptance()
-    step_losses, feature_losses, accuracies, outputs = [], [], [], []
+    step_losses, feature_losses, accuracies, trained, outputs = [], [], [], [], []
     for step, hidden_states in enumerate(
         unroll(draft, inputs, next_token_ids, embed_tokens, num_steps, documents, position_ids)
     ):
@@ -95,10 +101,12 @@ def feature_regression_loss(
             true_best = [compute_logits(piece).argmax(-1) for piece in true.split(ROWS_AT_ONCE)]
         count = is_learned.sum() + 1e-5
         regression = nn.functional.smooth_l1_loss(predicted.float(), true.float(), reduction="none").mean(-1)
-        feature_losses.append(regression.sum() / count)
-        step_losses.append(total / count)
+        divisor = count if num_trained is None else num_trained
+        feature_losses.append(regression.sum() / divisor)
+        step_losses.append(total / divisor)
         is_hit = torch.zeros_like(is_learned).masked_scatter(is_learned, best == torch.cat(true_best))
         accuracies.append(is_hit.sum() / count)
+        trained.append(is_learned.sum())
         acceptance.add(is_hit, is_learned)
 
     weights = step_decay ** torch.arange(num_steps, device=features.device)
@@ -109,6 +117,7 @@ def feature_regression_loss(
         step_accuracies=torch.stack(accuracies),
         accepted=torch.stack(acceptance.accepted),
         drafted=torch.stack(acceptance.drafted),
+        trained=torch.stack(trained),
         last_hidden_states=tuple(outputs),
         feature_losses=on_features.detach(),
     )

@@ -173,7 +173,11 @@ def _compute(
                 "stored features. Train with the target in the same process instead."
             )
     dtype = dtype or target.model.dtype
-    return {"features": features[0].to(dtype).cpu(), "last_hidden_states": last_hidden_states[0].to(dtype).cpu()}
+    # What an EAGLE-1 head reads are the last hidden states themselves, and a file holds no tensor twice.
+    return {
+        "features": features[0].to(dtype).cpu().clone(),
+        "last_hidden_states": last_hidden_states[0].to(dtype).cpu(),
+    }
 
 
 def _read_index(directory: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class ObjectiveOutput(ModelOutput):
         accepted, drafted (`torch.LongTensor` of shape `(num_steps,)`):
             From how many positions a greedy chain would be accepted to each depth, and from how many there is text to
             tell. Exact where the text is the target's greedy answer.
+        trained (`torch.LongTensor` of shape `(num_steps,)`): Positions that each unroll's accuracy is a share of.
         last_hidden_states (`tuple[torch.Tensor]`):
             Output of each unroll, of shape `(batch_size, seq_len, hidden_size)`.
         feature_losses (`torch.Tensor` of shape `(num_steps,)`, *optional*): EAGLE-1: loss on features of each unroll.
@@ -31,8 +32,46 @@ class ObjectiveOutput(ModelOutput):
     step_accuracies: torch.Tensor = cast(torch.Tensor, None)
     accepted: torch.Tensor = cast(torch.Tensor, None)
     drafted: torch.Tensor = cast(torch.Tensor, None)
+    trained: torch.Tensor = cast(torch.Tensor, None)
     last_hidden_states: tuple[torch.Tensor, ...] = cast(tuple[torch.Tensor, ...], None)
     feature_losses: torch.Tensor | None = None
+
+
+def rows_that_draft(loss_mask: torch.Tensor, document_ids: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Returns the rows that draft a token of an answer in `generate`, from a mask of the tokens that the target generates.
+    What the objectives take as `loss_mask` are rows, and what data holds are tokens.
+
+    ```text
+    tokens                 prompt  prompt  answer  answer  answer  answer
+    position                 0       1       2       3       4       5
+    loss_mask (tokens)       0       0       1       1       1       1
+    row reads the token      1       2       3       4       5       -
+    row drafts the token     2       3       4       5       -       -
+    trained (rows)           0       1       1       1       0       0
+    ```
+
+    Row `p` reads the feature of position `p` and token `p + 1`, and drafts token `p + 2`. The first token of an answer
+    comes from the target, so that the row of the prompt's last feature makes the first draft; nothing is drafted behind
+    the last token.
+
+    Args:
+        loss_mask (`torch.Tensor` of shape `(batch_size, seq_len)`): 1 where the target generates the token.
+        document_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*):
+            Which text a position belongs to. Nothing is drafted across the end of a text. One text by default.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, seq_len)`
+    """
+
+    def ahead(values: torch.Tensor, by: int) -> torch.Tensor:
+        return torch.nn.functional.pad(values[:, by:], (0, min(by, values.shape[1])))
+
+    is_generated = loss_mask.bool()
+    drafts = ahead(is_generated, 1) & ahead(is_generated, 2)
+    if document_ids is not None:
+        drafts = drafts & (document_ids == ahead(document_ids, 1)) & (document_ids == ahead(document_ids, 2))
+    return drafts
 
 
 def simulated_acceptance_length(accepted: torch.Tensor, drafted: torch.Tensor) -> float:
@@ -44,16 +83,24 @@ def simulated_acceptance_length(accepted: torch.Tensor, drafted: torch.Tensor) -
 
 
 class Figures:
-    """Sums up the figures of several batches."""
+    """Sums up the figures of several batches, so that every trained position counts the same."""
 
     def __init__(self) -> None:
-        self._accuracies: list[torch.Tensor] = []
+        self._losses: list[torch.Tensor] = []
+        self._hits: list[torch.Tensor] = []
         self._counts: list[torch.Tensor] = []
 
     def add(self, output: ObjectiveOutput) -> None:
-        """Count one batch."""
-        self._accuracies.append(output.step_accuracies.detach())
-        self._counts.append(torch.stack([output.accepted, output.drafted]))
+        """Count one batch, whose loss is an average over its own trained positions where [`loss`] is asked for."""
+        self._losses.append(output.loss.detach().float() * output.trained[0])
+        self._hits.append(output.step_accuracies.detach() * output.trained)
+        self._counts.append(torch.stack([output.accepted, output.drafted, output.trained]))
+
+    def loss(self, reduce: Callable[..., torch.Tensor]) -> float:
+        """Loss per trained position; `reduce` as in [`metrics`]."""
+        trained = torch.stack(self._counts).sum(0)[2, 0]
+        total, trained = reduce(torch.stack([torch.stack(self._losses).sum(), trained.float()]), "sum")
+        return float(total / trained.clamp(min=1))
 
     def metrics(self, reduce: Callable[..., torch.Tensor]) -> dict[str, float]:
         """
@@ -61,12 +108,13 @@ class Figures:
         acceptance length.
 
         Args:
-            reduce (`Callable`): Sums a tensor over processes, or averages it with `"mean"` as second argument.
+            reduce (`Callable`): Sums a tensor over processes, with `"sum"` as second argument.
         """
         if not self._counts:
             return {}
-        accuracies = reduce(torch.stack(self._accuracies).mean(0), "mean")
-        accepted, drafted = reduce(torch.stack(self._counts).sum(0), "sum")
+        hits = reduce(torch.stack(self._hits).sum(0), "sum")
+        accepted, drafted, trained = reduce(torch.stack(self._counts).sum(0), "sum")
+        accuracies = hits / trained.clamp(min=1)
         metrics = {f"accuracy_{i}": round(float(accuracy), 4) for i, accuracy in enumerate(accuracies)}
         for i, share in enumerate(accepted / drafted.clamp(min=1)):
             metrics[f"accepted_at_depth_{i + 1}"] = round(float(share), 4)

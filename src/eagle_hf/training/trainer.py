@@ -1,6 +1,7 @@
 """Training a head with [`~transformers.Trainer`]."""
 
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .feature_regression import feature_regression_loss
 from .frozen_target import FrozenTarget, TargetSignal
 from .losses import LOSSES
 from .muon import MuonAndAdamW
-from .objective import Figures, ObjectiveOutput
+from .objective import Figures, ObjectiveOutput, rows_that_draft
 from .training_time_test import training_time_test_loss
 
 
@@ -44,9 +45,10 @@ class EagleTrainer(Trainer):
             and stay as they are.
         target ([`~transformers.PreTrainedModel`]): The target. It is never changed.
         args ([`EagleTrainingArguments`]): Training arguments.
-        kwargs: Further arguments of [`~transformers.Trainer`]. Batches hold `input_ids`, `loss_mask` (1 where the text
-            is trained) and, where there are any, `attention_mask` (padding), `document_ids` and `position_ids` (packed
-            texts), or `features` and `last_hidden_states` (computed before), all of shape `(batch_size, seq_len, ...)`.
+        kwargs: Further arguments of [`~transformers.Trainer`]. Batches hold `input_ids`, `loss_mask` (1 where the
+            target generates the token, see [`rows_that_draft`]) and, where there are any, `attention_mask` (padding),
+            `document_ids` and `position_ids` (packed texts), or `features` and `last_hidden_states` (computed before),
+            all of shape `(batch_size, seq_len, ...)`.
 
     Raises:
         `ValueError`: if head and target do not fit each other.
@@ -69,37 +71,70 @@ class EagleTrainer(Trainer):
         self.target = FrozenTarget(target, model.config, self.args.device)
         self._staging: Path | None = None
         self._figures = Figures()
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the trained rows of all batches of a step
 
     # ------------------------------------------------------------------ objective
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
+        """Take the batches of one step, and count the rows that they train, in all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = [rows_that_draft(batch["loss_mask"], _documents(batch)).sum() for batch in batches]
+        if not counts:
+            return batches, None
+        num_trained = torch.stack(counts).sum().to(device)
+        if self._averages_over_processes:
+            num_trained = self.accelerator.reduce(num_trained, "sum")
+        return batches, num_trained
+
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """
         Features and logits of the target, then the loss of the head.
 
+        Args:
+            num_items_in_batch (`int` or `torch.Tensor` of shape `()`, *optional*):
+                Trained rows of all batches of a step, by which the loss is divided; those of this batch by default.
+
         Raises:
             `FloatingPointError`: if the loss is not finite; the weights are still those before this batch.
         """
-        result = model(objective=partial(self._objective, inputs, self.target.read(inputs)))
-        if not torch.isfinite(result.loss):
+        result = model(objective=partial(self._objective, inputs, self.target.read(inputs), num_items_in_batch))
+        loss = result.loss
+        if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"The loss of step {self.state.global_step + 1} is {float(result.loss.detach())}. {self._last_good()} "
+                f"The loss of step {self.state.global_step + 1} is {float(loss.detach())}. {self._last_good()} "
                 "A lower learning rate, a longer warm-up, or bfloat16 instead of float16 helps in most cases."
             )
         self._figures.add(result)
-        return (result.loss, result) if return_outputs else result.loss
+        if num_items_in_batch is not None and self._averages_over_processes:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, and losses logged so
+        return (loss, result) if return_outputs else loss
 
-    def _objective(self, inputs: dict[str, Any], target: TargetSignal, draft: EagleDraftModel) -> ObjectiveOutput:
+    @property
+    def _averages_over_processes(self) -> bool:
+        return self.args.average_tokens_across_devices and self.accelerator.num_processes > 1
+
+    def _objective(
+        self,
+        inputs: dict[str, Any],
+        target: TargetSignal,
+        num_trained: torch.Tensor | int | None,
+        draft: EagleDraftModel,
+    ) -> ObjectiveOutput:
         args, is_eagle1 = self.args, draft.config.eagle_version == 1
-        documents = inputs.get("document_ids")
-        if documents is None:  # so that nothing is trained beyond the end of a text
-            attention_mask = inputs.get("attention_mask")
-            ids = inputs["input_ids"]
-            documents = torch.zeros_like(ids) if attention_mask is None else attention_mask.long() - 1
+        documents = _documents(inputs)
+        rows = rows_that_draft(inputs["loss_mask"], documents)
+        num_trained = rows.sum() if num_trained is None else num_trained
         common: dict[str, Any] = {
             "input_ids": inputs["input_ids"],
-            "loss_mask": inputs["loss_mask"],
+            "loss_mask": rows,
             "embed_tokens": self.target.embed_tokens,
             "lm_head": self.target.lm_head,
             "num_steps": args.num_unrolls or (1 if is_eagle1 else 7),
@@ -107,6 +142,7 @@ class EagleTrainer(Trainer):
             "document_ids": documents,
             "position_ids": inputs.get("position_ids"),
             "loss": LOSSES[args.loss],
+            "num_trained": max(num_trained, 1) if isinstance(num_trained, int) else num_trained.clamp(min=1),
         }
         noise = args.feature_noise if args.feature_noise is not None else (0.1 if is_eagle1 else 0.0)
         noise = noise if draft.training else 0.0
@@ -157,7 +193,8 @@ class EagleTrainer(Trainer):
         """Evaluate, and add the acceptance to every depth and the acceptance length of a greedy chain."""
         of_training, self._figures = self._figures, Figures()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        metrics = self._figures.metrics(self.accelerator.reduce)
+        if metrics := self._figures.metrics(self.accelerator.reduce):
+            metrics["loss"] = self._figures.loss(self.accelerator.reduce)  # per trained row, whatever the batches
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         self._figures = of_training
         return output
@@ -271,3 +308,11 @@ class EagleTrainer(Trainer):
         if not checkpoints:
             return "No checkpoint was saved before."
         return f"The last good checkpoint is {os.fspath(checkpoints[-1])}."
+
+
+def _documents(inputs: dict[str, Any]) -> torch.Tensor:
+    """Which text a position belongs to, -1 for padding, of shape `(batch_size, seq_len)`."""
+    if (documents := inputs.get("document_ids")) is not None:
+        return documents
+    mask = inputs.get("attention_mask")
+    return torch.zeros_like(inputs["input_ids"]) if mask is None else mask.long() - 1

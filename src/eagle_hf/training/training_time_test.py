@@ -31,11 +31,12 @@ def training_time_test_loss(
     position_ids: torch.Tensor | None = None,
     loss: Loss = cross_entropy,
     lm_head: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    num_trained: torch.Tensor | int | None = None,
 ) -> ObjectiveOutput:
     """
     Compute the loss of one batch, as the authors do: how far the head is from the target's distribution, restricted to
     the draft vocabulary, at positions that are trained and whose likeliest target token the head can draft; averaged
-    over all positions of the batch.
+    over all positions of the batch, unless `num_trained` is given.
 
     Args:
         draft ([`EagleDraftModel`]): An EAGLE-3 head.
@@ -44,7 +45,9 @@ def training_time_test_loss(
         target_logits (`torch.Tensor` of shape `(batch_size, seq_len, vocab_size)` or `Callable`):
             The target's logits for it; or what computes those of positions, given as indices of shape `(n,)` into the
             flattened batch.
-        loss_mask (`torch.Tensor` of shape `(batch_size, seq_len)`): 1 where the text is trained, such as answers.
+        loss_mask (`torch.Tensor` of shape `(batch_size, seq_len)`):
+            1 at the rows that are trained; row `p` drafts token `p + 2`. [`rows_that_draft`] makes them of a mask of
+            generated tokens.
         embed_tokens (`Callable`): Target ids to embeddings; frozen. Used where the head has none of its own.
         attention_mask (`torch.Tensor` of shape `(batch_size, seq_len)`, *optional*): 0 where the text is padding.
         num_steps (`int`, defaults to 7): Unrolls.
@@ -57,6 +60,9 @@ def training_time_test_loss(
             Positions, where they restart with every text of a block.
         loss (`Callable`, defaults to [`cross_entropy`]): One of `LOSSES`.
         lm_head (`Callable`, *optional*): The target's; frozen. Needed where the head has none of its own.
+        num_trained (`int` or `torch.Tensor` of shape `()`, *optional*):
+            What the sums of losses are divided by, such as the trained positions of all batches of a step. All
+            positions of this batch by default.
 
     Returns:
         [`ObjectiveOutput`]
@@ -74,7 +80,7 @@ def training_time_test_loss(
     trained_of_steps, documents_of_steps = windows(is_trained, num_steps), windows(documents, num_steps)
 
     acceptance = ChainAcceptance()
-    losses, accuracies, outputs = [], [], []
+    losses, accuracies, trained, outputs = [], [], [], []
     for step, hidden_states in enumerate(
         unroll(draft, features, next_token_ids, embed_tokens, num_steps, documents, position_ids)
     ):
@@ -84,10 +90,11 @@ def training_time_test_loss(
         rows = rows_of_steps[step][is_learned] - 1  # (num_learned,)
         target_probs = _Rows(target.probs, rows)
         total, best = distill(compute_logits, hidden_states[is_learned], target_probs, loss, num_steps)
-        losses.append(total / is_learned.numel())
+        losses.append(total / (is_learned.numel() if num_trained is None else num_trained))
         is_hit = torch.zeros_like(is_learned).masked_scatter(is_learned, best == target.best[rows])
         is_trained_here = trained_of_steps[step] & is_same
-        accuracies.append(is_hit.sum() / (is_trained_here.sum() + 1e-6))
+        trained.append(is_trained_here.sum())
+        accuracies.append(is_hit.sum() / (trained[-1] + 1e-6))
         acceptance.add(is_hit, is_trained_here)
 
     step_losses = torch.stack(losses)
@@ -98,6 +105,7 @@ def training_time_test_loss(
         step_accuracies=torch.stack(accuracies),
         accepted=torch.stack(acceptance.accepted),
         drafted=torch.stack(acceptance.drafted),
+        trained=torch.stack(trained),
         last_hidden_states=tuple(outputs),
     )
 
