@@ -42,7 +42,8 @@ class Repository:
 class FakeHub(ThreadingHTTPServer):
     """
     Runs in a thread; `with FakeHub() as hub`. Set `drop_uploads` to close the connection in the middle of that many
-    uploads, `stall_uploads` to never answer any (`is_stalling` is set when one has begun).
+    uploads, `stall_uploads` to never answer any (`is_stalling` is set when one has begun), `broken` to a status with
+    which all requests are answered, or those of the files that `breaks` names; with "closed" none is answered.
     """
 
     daemon_threads = True
@@ -55,6 +56,8 @@ class FakeHub(ThreadingHTTPServer):
         self.requests = []
         self.drop_uploads = 0
         self.stall_uploads = False
+        self.broken = None
+        self.breaks = ()
         self.is_stalling = threading.Event()
         self.stop_stalling = threading.Event()
 
@@ -95,6 +98,12 @@ class Handler(BaseHTTPRequestHandler):
     def handle_request(self):
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append((self.command, path))
+        if self.server.broken and path.endswith(self.server.breaks or ("",)):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.server.broken != "closed":
+                return self.answer(self.server.broken)
+            self.close_connection = True
+            return self.connection.close()
         for method, pattern, name in self.ROUTES:
             if self.command in method.split("|") and (match := re.fullmatch(pattern, path)):
                 arguments = {key: value for key, value in match.groupdict().items() if value is not None}

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.utils import cached_file
+
+from .. import sources
 
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -26,14 +27,13 @@ def find_file(repo: str | os.PathLike, name: str, **hub_kwargs: Any) -> Path | N
     Path of a file of a repository or folder, downloaded if needed; `None` if there is none of this name.
 
     Raises:
-        `OSError`: if the file is a link that leaves the folder.
+        [`~eagle_hf.sources.NotReached`]: if it is not in the cache and the Hub is away.
+        `OSError`: if `repo` can only be a folder and there is none, or the file is a link that leaves the folder.
     """
-    found = cached_file(str(repo), name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-    if found is None:
-        return None
-    path = Path(found)
-    if Path(repo).is_dir():
-        _check_link(path, Path(repo).resolve())
+    path = sources.find_file(repo, name, **hub_kwargs)
+    folder = Path(sources.expand(repo))
+    if path is not None and folder.is_dir():
+        _check_link(path, folder.resolve())
     return path
 
 
@@ -76,13 +76,20 @@ def read_weights(repo: str | os.PathLike, **hub_kwargs: Any) -> tuple[dict[str, 
         The tensors by name, and the file (or index of files) they came from.
 
     Raises:
-        `OSError`: if there are no weights, or a file is truncated, damaged, or a Git LFS pointer; names the file.
+        `OSError`: if there are no weights, or a file is truncated, damaged, or a Git LFS pointer; names the file. If
+            the Hub was not reached, the error says that.
     """
+    away = None
     for name, index_name in ((SAFETENSORS, SAFETENSORS_INDEX), (PICKLE, PICKLE_INDEX)):
-        if (path := find_file(repo, name, **hub_kwargs)) is not None:
-            return _read_weight_file(path), path
-        if (index_path := find_file(repo, index_name, **hub_kwargs)) is not None:
-            return _read_shards(repo, index_path, **hub_kwargs), index_path
+        try:
+            if (path := find_file(repo, name, **hub_kwargs)) is not None:
+                return _read_weight_file(path), path
+            if (index_path := find_file(repo, index_name, **hub_kwargs)) is not None:
+                return _read_shards(repo, index_path, **hub_kwargs), index_path
+        except sources.NotReached as error:  # the cache may hold the other kind
+            away, hub_kwargs = away or error, hub_kwargs | {"local_files_only": True}
+    if away is not None:
+        raise away
     raise OSError(f"{repo} has neither {SAFETENSORS} nor {PICKLE}: there are no weights to load.")
 
 

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from ..configuration_eagle import EagleConfig
+from ..sources import NotReached
 from . import angelslim, deepseek, modelopt, nemo_automodel, own, parallel_eagle, safeailab, specforge, speculators
 from .files import find_file, read_json, read_weights
 from .head import Head
@@ -89,7 +90,10 @@ def read_checkpoint(
     check_size(config, weights, source)
     if not allow_non_finite:
         check_finite(weights, source)
-    generation_path = find_file(repo, "generation_config.json", **hub_kwargs)
+    try:
+        generation_path = find_file(repo, "generation_config.json", **hub_kwargs)
+    except NotReached:  # the head itself is in the cache, and few have this file
+        generation_path = None
     generation_config = None
     if generation_path is not None:
         generation_config = GenerationConfig.from_dict(read_json(generation_path))
