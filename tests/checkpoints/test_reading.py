@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from conftest import GOLDEN
+from layouts import FLAT, check_reference, dense_head, read_head, rename, write_head
 from safetensors.torch import save_file
 
 from eagle_hf import EagleDraftModel
@@ -296,3 +297,70 @@ class TestDamagedFiles:
 def test_unknown_arguments_are_refused(head):
     with pytest.raises(TypeError):
         EagleDraftModel.from_pretrained(head, revison="main")
+
+
+class TestWithoutFc:
+    """A head that lost its `fc` would load as one that needs none, and hardly a draft would be accepted."""
+
+    FLAGS = [None, {}, {"use_aux_hidden_state": True}, {"eagle_aux_hidden_state_layer_ids": [1, 3, 4]}]
+
+    def write(self, folder, eagle_config, **config):
+        weights = dense_head(num_features=1)
+        del weights["fc.weight"]
+        return write_head(folder, FLAT | config | {"eagle_config": eagle_config}, weights)
+
+    @pytest.mark.parametrize("eagle_config", FLAGS)
+    def test_it_is_refused_unless_the_configuration_says_that_there_is_none(self, tmp_path, eagle_config):
+        check_refusal(ValueError, self.write(tmp_path, eagle_config), "no `fc.weight`", "the file is incomplete")
+
+    @pytest.mark.parametrize("prefix", ["midlayer.", "model.layers.0."])
+    def test_in_every_layout(self, tmp_path, prefix):
+        weights = rename(dense_head(), "layers.0.", prefix)
+        del weights["fc.weight"]
+        check_refusal(ValueError, write_head(tmp_path, FLAT, weights), "no `fc.weight`")
+
+    def test_in_the_nested_layout_and_in_our_own(self, tmp_path, head):
+        weights = dense_head()
+        del weights["fc.weight"]
+        nested = {"transformer_layer_config": FLAT, "draft_vocab_size": 128, "speculators_model_type": "eagle3"}
+        check_refusal(ValueError, write_head(tmp_path / "nested", nested, weights), "no `fc.weight`")
+        load(head).save_pretrained(tmp_path / "own")
+        config, weights = read_head(tmp_path / "own")
+        del weights["fc.weight"]
+        check_refusal(ValueError, write_head(tmp_path / "own", config, weights), "`fc.weight` (64, 192) is missing")
+
+    def test_configuration_or_user_may_say_so(self, tmp_path):
+        assert not load(self.write(tmp_path, {"use_aux_hidden_state": False})).config.use_fc
+        draft = EagleDraftModel.from_pretrained(self.write(tmp_path, None), use_fc=False)
+        assert (draft.config.use_fc, draft.config.feature_layer_ids) == (False, [-1])
+
+
+class TestOtherSpellings:
+    """Variants of configurations that were published for heads that read other than three hidden states."""
+
+    @pytest.mark.parametrize("num_features", [2, 4, 5])
+    @pytest.mark.parametrize("where", ["top level", "eagle_config", "layer_ids", "target_layer_ids"])
+    def test_lists_of_any_length(self, tmp_path, num_features, where):
+        ids = [2, 4, 5, 7, 8][:num_features]
+        outputs = [i - 1 for i in ids]
+        config = {
+            "top level": {"eagle_aux_hidden_state_layer_ids": ids, "num_aux_hidden_states": num_features},
+            "eagle_config": {"eagle_config": {"eagle_aux_hidden_state_layer_ids": outputs}},
+            "layer_ids": {"eagle_config": {"layer_ids": ids}},
+            "target_layer_ids": {"target_layer_ids": outputs},
+        }[where]
+        weights = dense_head(num_features=num_features)
+        draft = load(write_head(tmp_path, FLAT | config, weights))
+        assert draft.config.resolve_feature_layer_ids(9) == ids
+        check_reference(draft, weights)
+
+    def test_a_number_without_a_list_asks_for_the_list(self, tmp_path):
+        folder = write_head(tmp_path, FLAT | {"num_aux_hidden_states": 5}, dense_head(num_features=5))
+        check_refusal(ValueError, folder, "reads 5 hidden states", "Say which ones")
+
+    @pytest.mark.parametrize("ids", [[5, 2, 4], [7, 1]])
+    def test_lists_that_do_not_ascend_are_read_in_their_order(self, tmp_path, ids):
+        weights = dense_head(num_features=len(ids))
+        draft = load(write_head(tmp_path, FLAT | {"eagle_aux_hidden_state_layer_ids": ids}, weights))
+        assert draft.config.resolve_feature_layer_ids(8) == ids
+        check_reference(draft, weights)

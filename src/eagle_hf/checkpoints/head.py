@@ -76,6 +76,13 @@ def read_eagle3(
             "repository of the head in float16, bfloat16 or float32."
         )
     if "fc.weight" not in weights:
+        if (config.get("eagle_config") or {}).get("use_aux_hidden_state", True):
+            raise ValueError(
+                "The head has no `fc.weight`, which projects the hidden states that it reads, and its config.json does "
+                "not say that it needs none (by `use_aux_hidden_state: false` in `eagle_config`): the file is "
+                "incomplete. If the head does read the last hidden state as it is: "
+                "`EagleDraftModel.from_pretrained(..., use_fc=False)`."
+            )
         # Without auxiliary features there is one, and it needs no projection.
         feature_layers = FeatureLayers([-1], None, "the last hidden state after the final norm: there is no `fc`")
     feature_layers = feature_layers or read_feature_layers(config)

@@ -12,7 +12,18 @@ from transformers.utils import logging
 
 from ..configuration_eagle import EagleConfig
 from ..sources import NotReached
-from . import angelslim, deepseek, modelopt, nemo_automodel, own, parallel_eagle, safeailab, specforge, speculators
+from . import (
+    angelslim,
+    deepseek,
+    deepspec,
+    modelopt,
+    nemo_automodel,
+    own,
+    parallel_eagle,
+    safeailab,
+    specforge,
+    speculators,
+)
 from .files import find_file, read_json, read_weights
 from .head import Head
 from .other_drafters import recognise
@@ -23,7 +34,7 @@ logger = logging.get_logger(__name__)
 
 # Tried in this order: what is particular first, the names that most engines share last.
 _LAYOUTS = (
-    own, speculators, nemo_automodel, parallel_eagle, deepseek, angelslim, specforge, safeailab, modelopt,
+    own, speculators, deepspec, nemo_automodel, parallel_eagle, deepseek, angelslim, specforge, safeailab, modelopt,
 )  # fmt: skip
 
 
@@ -119,6 +130,8 @@ def _read_layout(
     if overrides.get("feature_layer_ids") and layout is not own:
         # The user's list takes the place of the repository's, so that the two need not agree.
         config = config | {"eagle_aux_hidden_state_layer_ids": list(overrides["feature_layer_ids"])}
+    if overrides.get("use_fc") is False and layout is not own:
+        config = config | {"eagle_config": (config.get("eagle_config") or {}) | {"use_aux_hidden_state": False}}
     head = layout.read(config, weights)
     name = layout.__name__.rpartition(".")[2]
     asked_for = [f"{field}={value!r} as asked for" for field, value in overrides.items()]
