@@ -54,6 +54,12 @@ ROWS: list[tuple[str, str | dict[str, Any], dict[str, Any], str]] = [
         TABLES,
     ),
     ("Kimi and DeepSeek heads (latent attention)", "kimi-mla-eagle3", {}, OWN_CLASS),
+    (
+        "DeepSpec (DeepSeek's heads for Qwen3)",
+        {"feature_layer_ids": [1, 2, 4, 6, 7], "qk_norm": True, "own_embed_tokens": True},
+        {},
+        TABLES,
+    ),
     ("AngelSlim", "angelslim-eagle3", {"bfloat16_embeds": True}, OWN_CLASS),
     ("NeMo Automodel", LATER | {"fc_norm": True, "norm_output": True, "own_embed_tokens": True}, {}, TABLES),
 ]

@@ -129,6 +129,10 @@ class TestExport:
         ("fields", "message"),
         [
             ({"fc_norm": True}, "`fc_norm`"),
+            ({"hidden_norm": False}, "no `hidden_norm`"),
+            ({"input_layernorm": False}, "no `input_layernorm`"),
+            ({"use_fc": False, "feature_layer_ids": [3]}, r"\[3\] instead of the last one after the final norm"),
+            ({"feature_layer_ids": [2, 4, -1]}, "cannot say 0"),
             ({"norm_before_fc": True}, "`norm_before_fc`"),
             ({"qk_norm": True}, "`qk_norm`"),
             ({"norm_before_residual": True}, "`norm_before_residual`"),

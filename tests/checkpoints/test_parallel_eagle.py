@@ -1,5 +1,7 @@
 """P-EAGLE heads: reading them, and drafting with them in one forward."""
 
+import json
+
 import pytest
 import torch
 from conftest import use_options
@@ -124,6 +126,9 @@ def test_speculators_own_class_computes_the_same(tmp_path):
     draft = random_draft(target, parallel_drafting=True, feature_layer_ids=[2, 4, 5], **fields)
     draft.mask_hidden.data.normal_(generator=torch.Generator().manual_seed(0))
     folder = export_checkpoint(draft, tmp_path / "head", "speculators", target=str(tmp_path / "target"))
+    config = json.loads((folder / "config.json").read_text())
+    config["speculators_config"]["verifier"]["name_or_path"] = str(tmp_path / "target")  # the library loads it
+    (folder / "config.json").write_text(json.dumps(config))
     theirs = core.PEagleDraftModel.from_pretrained(folder, dtype=torch.float32).eval()
     logits, positions = [], []
     theirs.lm_head.register_forward_hook(lambda module, args, output: logits.append(output[0]))

@@ -1,5 +1,7 @@
 """The EAGLE authors' layout."""
 
+import json
+
 import pytest
 import torch
 from doubles import random_draft
@@ -76,6 +78,8 @@ class TestExport:
             ({"fc_norm": True, "norm_output": True}, "`fc_norm`.*and.*`norm_output`"),
             ({"feature_layer_ids": [1, 2, 3]}, r"\[1, 2, 3\], and the authors' code always reads"),
             ({"feature_layer_ids": [1, 2]}, "reads 2 hidden states"),
+            ({"eagle_version": 1, "feature_layer_ids": [8]}, r"`hidden_states` \[8\] instead of the last one after"),
+            ({"hidden_act": "gelu"}, "the activation 'gelu'"),
             ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "'yarn'"),
         ],
     )
@@ -83,3 +87,23 @@ class TestExport:
         with pytest.raises(ValueError, match=message):
             export_checkpoint(random_draft(tiny_llama(), **fields), tmp_path, "safeailab")
         assert not (tmp_path / "config.json").exists()
+
+    def test_the_usual_layers_are_those_of_this_target(self, tmp_path):
+        """[2, 4, 5] is the authors' choice for a target of 8 layers, and not for one of 9."""
+        draft = random_draft(tiny_llama(), feature_layer_ids=[5, 2, 4])
+        tiny_llama().save_pretrained(tmp_path / "eight")
+        export_checkpoint(draft, tmp_path / "head", "safeailab", target=str(tmp_path / "eight"))
+        config = json.loads((tmp_path / "eight" / "config.json").read_text())
+        (tmp_path / "nine").mkdir()
+        (tmp_path / "nine" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9}))
+        with pytest.raises(ValueError, match=r"of n = 9 layers"):
+            export_checkpoint(draft, tmp_path / "head", "safeailab", target=str(tmp_path / "nine"))
+
+    @pytest.mark.parametrize(("fc_bias", "num_warnings"), [(True, 1), (False, 0)])
+    def test_what_vllm_does_with_a_bias_is_said(self, tmp_path, caplog, fc_bias, num_warnings):
+        draft = random_draft(tiny_llama(), eagle_version=1, fc_bias=fc_bias)
+        export_checkpoint(draft, tmp_path, "safeailab")
+        said = [record.getMessage() for record in caplog.records]
+        assert (
+            sum("vLLM reads this layout, too, but drops the bias in silence" in text for text in said) == num_warnings
+        )

@@ -139,6 +139,8 @@ class TestExport:
             ({"qkv_bias": True, "o_bias": True}, "`qkv_bias`.*and.*`o_bias`"),
             ({"parallel_drafting": True, "mask_token_id": 3}, "P-EAGLE"),
             ({"feature_layer_ids": [0, 2, 4]}, "cannot say 0"),
+            ({"feature_layer_ids": [5, 2, -1]}, "cannot say 0"),
+            ({"fc_bias": True}, "`fc_bias`"),
         ],
     )
     def test_what_sglang_would_compute_wrongly_is_refused(self, tmp_path, fields, message):

@@ -39,6 +39,13 @@ NESTED = {
 }  # fmt: skip
 
 
+def name_verifier(folder, target):
+    """Put a path where exports have repositories only, for the library that loads it."""
+    config = json.loads((folder / "config.json").read_text())
+    config["speculators_config"]["verifier"]["name_or_path"] = str(target)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def with_layer(**fields):
     return NESTED | {"transformer_layer_config": LAYER | fields}
 
@@ -174,7 +181,7 @@ class TestExport:
         layer = {k: v for k, v in config["transformer_layer_config"].items() if k not in ("attention_dropout",)}
         layer.pop("pretraining_tp")
         assert written_config["transformer_layer_config"] | layer == written_config["transformer_layer_config"]
-        assert written_config["speculators_config"]["verifier"]["name_or_path"] == "../target-tiny-llama"
+        assert written_config["speculators_config"]["verifier"]["name_or_path"] is None  # theirs was a path
         assert written_config["speculators_config"]["proposal_methods"][0]["speculative_tokens"] > 0
 
     def test_hidden_states_are_listed_at_the_top_level(self, tmp_path):
@@ -192,9 +199,13 @@ class TestExport:
         ("fields", "message"),
         [
             ({"eagle_version": 1}, "is an EAGLE-1 head"),
-            ({"draft_vocab_size": None}, "has no `lm_head`"),
+            ({"use_fc": False, "feature_layer_ids": [-1]}, "has no `fc`"),
             ({"fc_bias": True}, "`fc_bias`"),
             ({"qkv_bias": True}, "both biases or none"),
+            ({"qk_norm": True, "qkv_bias": True, "o_bias": True}, "drop them in silence"),
+            ({"qk_norm": True, "mlp_bias": True}, "drop them in silence"),
+            ({"feature_layer_ids": [2, 5, -1]}, r"\[2, 5, -1\], and vLLM numbers"),
+            ({"feature_layer_ids": [-3, 2, 4]}, "can be given as positive ones"),
             ({"parallel_drafting": True}, "with a `mask_token_id`"),
         ],
     )
@@ -225,6 +236,7 @@ def test_speculators_own_class_computes_the_same(tmp_path, fields):
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)
     folder = export_checkpoint(draft, tmp_path / "head", "speculators", target=str(tmp_path / "target"))
+    name_verifier(folder, tmp_path / "target")
     theirs = eagle3.Eagle3DraftModel.from_pretrained(folder, dtype=torch.float32).eval()
     features, _ = random_inputs(draft)
     tokens = torch.randint(VOCAB, (1, features.shape[1]), generator=torch.Generator().manual_seed(0))

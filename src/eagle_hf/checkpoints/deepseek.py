@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from ..configuration_eagle import EagleConfig
-from .feature_layers import to_layer_outputs
+from .ascending import ascending
+from .embedding import drop_embedding
+from .export_target import ExportTarget
+from .feature_layers import refuse_after_norm, to_layer_outputs
 from .flat_config import flat_config
 from .head import Head, read_eagle3
 from .names import canonical_names, is_eagle3
@@ -34,21 +37,31 @@ def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
 
 
 def write(
-    config: EagleConfig, weights: dict[str, torch.Tensor], target: str | None
+    config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget, for_sglang: bool = False
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
     A head with latent attention as vLLM and SGLang read it: the former takes the list at the top level; the latter that
-    of `eagle_config`, adding 1 if it starts with 1.
+    of `eagle_config`, adding 1 if it starts with 1. SGLang takes the target's embedding, vLLM the head's own if there
+    is one.
+
+    Args:
+        config ([`EagleConfig`]): Configuration of the head.
+        weights (`dict[str, torch.Tensor]`): Its tensors.
+        target ([`ExportTarget`]): The target.
+        for_sglang (`bool`, defaults to `False`): Whether SGLang is to read it.
 
     Raises:
         `ValueError`: if the engines would compute something else.
     """
-    known = {"latent", "norm_before_fc", "fc_norm", "norm_output", "features", "narrow"}
+    known = {"latent", "fc_norm", "norm_output", "features", "narrow"} | ({"norm_before_fc"} if for_sglang else set())
     why = "engines build heads with latent attention of one layer with no options but norms of features"
     refuse(config, "engines that run latent attention", known, why)
-    if config.target_hidden_size == config.hidden_size:
-        weights.pop("embed_tokens.weight", None)
-    flat = flat_config(config, weights, "Eagle3DeepseekV2ForCausalLM", target, model_type="deepseek_v3")
+    engine = "SGLang" if for_sglang else "vLLM"
+    refuse_after_norm(config.feature_layer_ids, engine)
+    config, weights = ascending(config, weights)
+    if for_sglang:
+        weights = drop_embedding(config, weights, engine)
+    flat = flat_config(config, weights, "Eagle3DeepseekV2ForCausalLM", target.name, model_type="deepseek_v3")
     del flat["head_dim"]
     for name in (
         "kv_lora_rank",
@@ -64,7 +77,7 @@ def write(
     if config.feature_layer_ids is not None:
         ids = config.feature_layer_ids
         listed = to_layer_outputs(ids) if ids[0] == 2 else ids
-        if listed[0] == 1 and listed is ids:
+        if for_sglang and listed[0] == 1 and listed is ids:
             raise ValueError(
                 f"The head reads `hidden_states` {ids}, a list that SGLang would take for outputs of layers since it "
                 "starts with 1, and there is no other way to say it."

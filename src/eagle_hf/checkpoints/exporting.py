@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 
 from . import llama_cpp, modelopt, safeailab, specforge, speculators, vllm
+from .export_target import find_target, settle_feature_layers
 from .files import PICKLE, SAFETENSORS
 
 
@@ -44,7 +45,8 @@ def export_checkpoint(
             `"safeailab"` (the EAGLE authors' code), `"vllm"` or `"speculators"`, `"sglang"` or `"specforge"`,
             `"tensorrt-llm"` or `"modelopt"`, or `"llama.cpp"` (what its converter to GGUF reads).
         target (`str`, *optional*):
-            Repository of the target, which some engines look up. Defaults to `draft.config.base_model_name_or_path`.
+            Repository of the target, which some engines look up, or its folder: then its layers are counted, to check
+            what the head reads, and files do not name it. Defaults to `draft.config.base_model_name_or_path`.
 
     Returns:
         `pathlib.Path`: The directory.
@@ -66,11 +68,14 @@ def export_checkpoint(
         raise ValueError(f"Got layout {layout!r}, expected one of {', '.join(LAYOUTS)}.")
     target = target or draft.config.base_model_name_or_path
     weights = {name: tensor.detach().cpu() for name, tensor in draft.state_dict().items()}
-    config, weights = LAYOUTS[layout].write(draft.config, weights, target)
-    if target is None and "speculators_config" in config:
+    known = find_target(target)
+    head = settle_feature_layers(draft.config, known.num_layers)
+    config, weights = LAYOUTS[layout].write(head, weights, known)
+    if known.name is None and "speculators_config" in config:
         logger.warning(
-            "The head does not say for which target it was made (`config.base_model_name_or_path`), so that vLLM "
-            "cannot find it on its own. Pass `target`, or name the target when starting vLLM."
+            "The exported head does not name its target, so that vLLM cannot find it on its own: "
+            + ("no target is known" if target is None else f"{target} is a path, which nobody else can use")
+            + ". Pass `target` (`--target`) with its repository on the Hub, or name the target when starting vLLM."
         )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -51,6 +51,21 @@ def from_layer_outputs(outputs: list[int]) -> FeatureLayers:
     return FeatureLayers(ids, outputs, f"hidden states {ids}: outputs of layers {outputs} are listed")
 
 
+def refuse_after_norm(ids: list[int] | None, engine: str) -> None:
+    """
+    Refuses -1 and other indices from the end, for engines that number what layers read and put out from 0.
+
+    Raises:
+        `ValueError`: naming the list.
+    """
+    if ids is not None and min(ids) < 0:
+        raise ValueError(
+            f"The head reads `hidden_states` {ids}, and {engine} numbers them from 0, the embedding, to the output of "
+            "the last layer before the final norm. There is no number for -1, the state after it; other indices from "
+            "the end can be given as positive ones: `EagleDraftModel.from_pretrained(..., feature_layer_ids=[...])`."
+        )
+
+
 def to_layer_outputs(ids: list[int]) -> list[int]:
     """
     The way back, for engines that count outputs of layers.

@@ -6,6 +6,7 @@ import torch
 
 from ..configuration_eagle import EagleConfig
 from .rope import write_rope
+from .traits import SILU
 
 
 def flat_config(
@@ -38,7 +39,7 @@ def flat_config(
         "num_attention_heads": config.num_attention_heads,
         "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
-        "hidden_act": config.hidden_act,
+        "hidden_act": "silu" if config.hidden_act in SILU else config.hidden_act,
         "rms_norm_eps": config.rms_norm_eps,
         "max_position_embeddings": config.max_position_embeddings,
         "initializer_range": config.initializer_range,

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 from ..configuration_eagle import EagleConfig
+from .ascending import ascending
+from .embedding import drop_embedding
+from .export_target import ExportTarget
 from .feature_layers import to_layer_outputs
 from .flat_config import flat_config
 from .head import Head, read_eagle3
@@ -42,7 +45,7 @@ def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
 
 
 def write(
-    config: EagleConfig, weights: dict[str, torch.Tensor], target: str | None
+    config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
     A head as Model Optimizer exports it and TensorRT-LLM reads it.
@@ -50,11 +53,15 @@ def write(
     Raises:
         `ValueError`: if the layout has no words for this head.
     """
-    known = {"layers", "features", "no_fc", "norm_output", "no_hidden_norm", "input_layernorm"}
-    why = "Model Optimizer's layout has neither tensors nor flags for this"
+    known = {"layers", "features", "no_fc", "norm_output"}
+    why = (
+        "Model Optimizer's layout has neither tensors nor flags for this, or engines that read it, vLLM among them, do "
+        "not look at them"
+    )
     refuse(config, "Model Optimizer and TensorRT-LLM", known, why)
-    weights.pop("embed_tokens.weight", None)  # the target's is used
-    flat = flat_config(config, weights, "LlamaForCausalLMEagle3", target)
+    config, weights = ascending(config, weights)
+    weights = drop_embedding(config, weights, "TensorRT-LLM")
+    flat = flat_config(config, weights, "LlamaForCausalLMEagle3", target.name)
     eagle_config: dict[str, Any] = {
         "use_aux_hidden_state": config.use_fc,
         "use_input_layernorm_in_first_layer": bool(config.input_layernorm),

@@ -10,13 +10,20 @@ the weights, since the published number is the target's in some repositories.
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from ..configuration_eagle import EagleConfig
+from .ascending import ascending
+from .embedding import drop_embedding
+from .export_target import ExportTarget
 from .flat_config import flat_config
 from .head import Head, read_eagle3, shared_fields
 from .names import canonical_names, count_layers, is_eagle3
 from .traits import refuse, usual_number_of_layers
 from .vocabulary import draft_vocabulary
+
+
+logger = logging.get_logger(__name__)
 
 
 def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
@@ -65,7 +72,7 @@ def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
 
 
 def write(
-    config: EagleConfig, weights: dict[str, torch.Tensor], target: str | None
+    config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
     A head as the authors' code reads it: EAGLE-1, or an EAGLE-3 head of one plain layer that reads the usual layers.
@@ -75,7 +82,7 @@ def write(
     """
     why = "the authors' code has one fixed architecture"
     known = {"eagle1", "qkv_bias_eagle1", "fc_bias_eagle1", "layers"} if config.eagle_version == 1 else {"narrow"}
-    refuse(config, "the EAGLE authors' code", known, why)
+    refuse(config, "the EAGLE authors' code", known | {"rope"}, why)
     rope_type = (config.rope_parameters or {}).get("rope_type", "default")
     if rope_type not in ("default", "linear", "dynamic"):
         raise ValueError(
@@ -83,15 +90,28 @@ def write(
             "scaling only. Export it to another layout."
         )
     if config.eagle_version == 1:
-        names = {"bias": config.fc_bias} | ({"qkv_bias": True} if config.qkv_bias else {})
-        return flat_config(config, weights, "LlamaForCausalLM", target, "torch_dtype") | names, weights
-    ids = config.feature_layer_ids
-    if ids is not None and usual_number_of_layers(ids) is None:
+        if config.fc_bias:
+            logger.warning(
+                "The head has a bias on `fc`, as the EAGLE authors' code computes it. vLLM reads this layout, too, but "
+                "drops the bias in silence and drafts wrongly: use the exported head with the authors' code only."
+            )
+        # Biases of theirs are said by names of their own; with `attention_bias`, vLLM would expect one more.
+        names = {"bias": config.fc_bias, "attention_bias": False} | ({"qkv_bias": True} if config.qkv_bias else {})
+        return flat_config(config, weights, "LlamaForCausalLM", target.name, "torch_dtype") | names, weights
+    config, weights = ascending(config, weights)
+    _check_layers(config.feature_layer_ids, target.num_layers)
+    weights = drop_embedding(config, weights, "the authors' code")
+    weights = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in weights.items()}
+    return flat_config(config, weights, "LlamaForCausalLM", target.name, "torch_dtype"), draft_vocabulary(
+        config, weights
+    )
+
+
+def _check_layers(ids: list[int] | None, num_target_layers: int | None) -> None:
+    usual = None if ids is None else usual_number_of_layers(ids)
+    if ids is not None and (usual is None or num_target_layers not in (None, usual)):
         raise ValueError(
             f"The head reads `hidden_states` {ids}, and the authors' code always reads [2, n // 2, n - 3] of a target "
-            "of n layers. Export it to a layout that lists what is read, such as vLLM's."
+            f"of n{'' if num_target_layers is None else f' = {num_target_layers}'} layers. Export it to a layout that "
+            "lists what is read, such as vLLM's."
         )
-    if config.target_hidden_size == config.hidden_size:
-        weights.pop("embed_tokens.weight", None)  # their code takes the target's
-    weights = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in weights.items()}
-    return flat_config(config, weights, "LlamaForCausalLM", target, "torch_dtype"), draft_vocabulary(config, weights)

@@ -9,6 +9,9 @@ import torch
 from transformers import AutoConfig
 
 from ..configuration_eagle import EagleConfig
+from .ascending import ascending
+from .export_target import ExportTarget
+from .feature_layers import refuse_after_norm
 from .flat_config import dtype_of, flat_config
 from .head import Head, read_eagle3
 from .names import canonical_names, is_eagle3
@@ -49,7 +52,7 @@ def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
         decisions=decisions,
         norm_before_residual=norm_before_residual,
         norm_output=bool(config.get("norm_output")),
-        base_model_name_or_path=verifier.get("name_or_path"),
+        base_model_name_or_path=verifier.get("name_or_path") or None,
         parallel_drafting=is_parallel,
         mask_token_id=config.get("mask_token_id"),
         **_window(layer),
@@ -86,7 +89,7 @@ def _window(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(
-    config: EagleConfig, weights: dict[str, torch.Tensor], target: str | None
+    config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
     A head as speculators and vLLM read it, with the hidden states listed at the top level.
@@ -95,8 +98,8 @@ def write(
         `ValueError`: if neither knows this kind of head.
     """
     known = {
-        "layers", "qk_norm", "qkv_bias", "o_bias", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output",
-        "features", "parallel", "sliding_window", "narrow",
+        "layers", "qk_norm", "qkv_bias", "o_bias", "mlp_bias", "norm_before_residual", "norm_before_fc", "fc_norm",
+        "norm_output", "features", "no_lm_head", "parallel", "sliding_window", "narrow",
     }  # fmt: skip
     refuse(config, "speculators and vLLM", known, "their layout describes EAGLE-3 heads of Llama or Qwen3 layers only")
     if config.qkv_bias != config.o_bias:
@@ -104,6 +107,13 @@ def write(
             f"The head has `qkv_bias={config.qkv_bias}` and `o_bias={config.o_bias}`; layers of Llama and Qwen3 have "
             "both biases or none."
         )
+    if config.qk_norm and (config.o_bias or config.mlp_bias):
+        raise ValueError(
+            f"The head has `qk_norm`, `o_bias={config.o_bias}` and `mlp_bias={config.mlp_bias}`. vLLM computes layers "
+            "with `qk_norm` as Qwen3's, without biases behind attention and in the MLP, and would drop them in silence."
+        )
+    refuse_after_norm(config.feature_layer_ids, "vLLM")
+    config, weights = ascending(config, weights)
     if config.parallel_drafting and (config.mask_token_id is None or config.fc_norm or config.norm_output):
         raise ValueError(
             "vLLM runs P-EAGLE heads with a `mask_token_id`, and without `fc_norm` and `norm_output`, got "
@@ -114,6 +124,8 @@ def write(
     layer = flat_config(config, weights, "LlamaForCausalLM", None, model_type="qwen3" if config.qk_norm else "llama")
     for name in ("architectures", "draft_vocab_size", "target_hidden_size", "dtype", "rope_theta", "rope_scaling"):
         layer.pop(name, None)
+    if config.num_features != 3:  # vLLM passes this on to its Llama head, which does not count the list
+        layer["num_aux_hidden_states"] = config.num_features
     if config.sliding_window is not None:
         layers = range(config.num_hidden_layers)
         sliding = layers if config.sliding_window_layers is None else config.sliding_window_layers
@@ -140,7 +152,7 @@ def write(
             "proposal_methods": [
                 {"proposal_type": "greedy", "speculative_tokens": 3, "verifier_accept_k": 1, "accept_tolerance": 0.0}
             ],
-            "verifier": {"name_or_path": target, "architectures": []},
+            "verifier": {"name_or_path": target.name, "architectures": []},
         },
     }
     if config.parallel_drafting:

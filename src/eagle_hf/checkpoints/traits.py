@@ -5,6 +5,9 @@ from collections.abc import Collection
 from ..configuration_eagle import EagleConfig
 
 
+SILU = ("silu", "swish")  # two names of one function
+
+
 def traits(config: EagleConfig) -> dict[str, str]:
     """
     Everything about a head that an engine may not know, by a short name, in words.
@@ -12,7 +15,7 @@ def traits(config: EagleConfig) -> dict[str, str]:
     Args:
         config ([`EagleConfig`]): Configuration of the head.
     """
-    is_eagle1 = config.eagle_version == 1
+    is_eagle1, rope = config.eagle_version == 1, config.rope_parameters or {}
     found = {
         "eagle1": (is_eagle1, "is an EAGLE-1 head"),
         "layers": (config.num_hidden_layers > 1, f"has {config.num_hidden_layers} layers"),
@@ -25,6 +28,15 @@ def traits(config: EagleConfig) -> dict[str, str]:
         "fc_bias_eagle1": (is_eagle1 and config.fc_bias, "has a bias on `fc` (`fc_bias`)"),
         "fc_bias": (not is_eagle1 and config.fc_bias, "has a bias on `fc` (`fc_bias`)"),
         "no_fc": (not config.use_fc, "has no `fc` (`use_fc=False`)"),
+        # Files of such heads have no list of hidden states: engines take the state after the final norm.
+        "other_feature": (
+            (is_eagle1 or not config.use_fc) and config.feature_layer_ids != [-1],
+            f"reads `hidden_states` {config.feature_layer_ids} instead of the last one after the final norm",
+        ),
+        "activation": (
+            config.hidden_act not in SILU,
+            f"has the activation {config.hidden_act!r} in its MLP (`hidden_act`) instead of 'silu'",
+        ),
         "norm_before_residual": (config.norm_before_residual, "keeps the normalised feature (`norm_before_residual`)"),
         "norm_before_fc": (config.norm_before_fc, "normalises all features together (`norm_before_fc`)"),
         "fc_norm": (config.fc_norm, "normalises every feature (`fc_norm`)"),
@@ -49,8 +61,12 @@ def traits(config: EagleConfig) -> dict[str, str]:
         "no_lm_head": (not is_eagle1 and config.draft_vocab_size is None, "has no `lm_head`"),
         "parallel": (config.parallel_drafting, "drafts in parallel (P-EAGLE)"),
         "sliding_window": (config.sliding_window is not None, "attends within a window (`sliding_window`)"),
+        "rope": (
+            rope.get("rope_type", "default") not in ("default", "linear", "llama3", "yarn"),
+            f"has rotary embeddings of type {rope.get('rope_type')!r}",
+        ),
         "partial_rotary": (
-            (config.rope_parameters or {}).get("partial_rotary_factor", 1.0) != 1.0,
+            rope.get("partial_rotary_factor", 1.0) != 1.0,
             "rotates a part of each head only (`partial_rotary_factor`)",
         ),
     }  # fmt: skip
@@ -73,8 +89,9 @@ def refuse(config: EagleConfig, engine: str, known: Collection[str], why: str) -
     """
     if unknown := [words for name, words in traits(config).items() if name not in known]:
         raise ValueError(
-            f"The head cannot be exported for {engine}: it {' and '.join(unknown)}, and {why}. It would load and draft "
-            "wrongly there. Use `save_pretrained` for our own layout, or another layout that knows this."
+            f"The head cannot be exported for {engine}: it {' and '.join(unknown)}, and {why}. It would not load "
+            "there, or load and draft other tokens. Use `save_pretrained` for our own layout, or another layout that "
+            "knows this."
         )
 
 

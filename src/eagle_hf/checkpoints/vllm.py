@@ -1,4 +1,7 @@
-"""What vLLM reads: the layout of speculators, and a flat one for heads with latent attention."""
+"""
+What vLLM reads: the layout of speculators for EAGLE-3 and P-EAGLE heads, and flat ones for heads with latent attention
+and for EAGLE-1 heads, which it runs by its method `eagle`.
+"""
 
 from typing import Any
 
@@ -6,10 +9,13 @@ import torch
 
 from ..configuration_eagle import EagleConfig
 from . import deepseek, speculators
+from .export_target import ExportTarget
+from .flat_config import flat_config
+from .traits import refuse
 
 
 def write(
-    config: EagleConfig, weights: dict[str, torch.Tensor], target: str | None
+    config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
     A head as vLLM reads it.
@@ -17,5 +23,17 @@ def write(
     Raises:
         `ValueError`: if vLLM would compute something else.
     """
+    if config.eagle_version == 1:
+        return _write_eagle1(config, weights, target)
     layout = speculators if config.kv_lora_rank is None else deepseek
     return layout.write(config, weights, target)
+
+
+def _write_eagle1(
+    config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    why = "vLLM's EAGLE-1 head is the authors' without any bias but those on q, k and v, which it drops in silence"
+    refuse(config, "vLLM", {"eagle1", "layers", "qkv_bias_eagle1"}, why)
+    flat = flat_config(config, weights, "LlamaForCausalLM", target.name)
+    # `bias` is what the authors' code and ours ask for; `attention_bias` would mean one behind attention as well.
+    return flat | {"bias": False, "attention_bias": False, "qkv_bias": config.qkv_bias}, weights

@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to", required=True, choices=["eagle_hf", *LAYOUTS], help="layout, named by engine or inventor"
     )
     parser.add_argument("--output", required=True, help="folder to write to")
-    parser.add_argument("--target", help="repository id of the target, where the head does not name it")
+    parser.add_argument(
+        "--target", help="repository id of the target, where the head does not name it, or its folder, to check it"
+    )
     parser.add_argument("--dtype", help="dtype to write, such as float16 (default: that of the head)")
     parser.add_argument("--revision", help="revision of the repository")
     parser.add_argument(
