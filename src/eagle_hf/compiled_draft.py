@@ -44,7 +44,7 @@ class CompiledDraftNetwork(DraftNetwork):
         self,
         draft: EagleDraftModel,
         embed_tokens: Callable,
-        lm_head: Callable,
+        lm_head: Callable | None,
         compile_config: CompileConfig,
         max_length: int,
         max_guesses: int,
@@ -202,7 +202,7 @@ class TracedLevels:
         self,
         draft: EagleDraftModel,
         embed_tokens: Callable,
-        lm_head: Callable,
+        lm_head: Callable | None,
         cache: Cache,
         visible: torch.Tensor,
         rotary: Rotary,
@@ -252,7 +252,7 @@ def _grow(
     state: str,
     draft: EagleDraftModel,
     embed_tokens: Callable,
-    lm_head: Callable,
+    lm_head: Callable | None,
     cache: Cache,
     roots: torch.Tensor,
     hidden: torch.Tensor,
@@ -277,7 +277,7 @@ def _read_and_grow(
     state: str,
     draft: EagleDraftModel,
     embed_tokens: Callable,
-    lm_head: Callable,
+    lm_head: Callable | None,
     cache: Cache,
     features: torch.Tensor,
     tokens: torch.Tensor,
@@ -299,7 +299,7 @@ def _read_and_grow(
         (columns >= past_len) & (columns <= past_len + new_rows[:, None])
     )  # (max_new, num_columns)
     with FewRowProducts():
-        hidden = draft.project_features(features.to(draft.dtype))
+        hidden = draft.project_features(features)
         hidden = _step(
             draft, embed_tokens, cache, hidden, tokens, (cos[:, :, :max_new], sin[:, :, :max_new]), mask[None, None]
         )

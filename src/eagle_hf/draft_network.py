@@ -17,11 +17,11 @@ class DraftNetwork:
 
     Args:
         draft ([`EagleDraftModel`]): The head.
-        embed_tokens (`Callable`): Target token ids to embeddings, used where the head has no embedding of its own.
-        lm_head (`Callable`): Hidden states to target logits, used where the head has no `lm_head` of its own.
+        embed_tokens (`Callable`): As in [`Drafter`].
+        lm_head (`Callable`, *optional*): As in [`Drafter`].
     """
 
-    def __init__(self, draft: EagleDraftModel, embed_tokens: Callable, lm_head: Callable):
+    def __init__(self, draft: EagleDraftModel, embed_tokens: Callable, lm_head: Callable | None):
         draft.pack_projections()
         self.draft = draft
         self.embed_tokens: Callable = embed_tokens if draft.embed_tokens is None else draft.embed_tokens
@@ -42,10 +42,6 @@ class DraftNetwork:
         and the guesses.
         """
         return visible
-
-    def project_features(self, features: torch.Tensor) -> torch.Tensor:
-        """As [`EagleDraftModel.project_features`], whatever the dtype of the features."""
-        return self.draft.project_features(features.to(self.draft.dtype))
 
     def step(
         self,
@@ -112,7 +108,7 @@ def _step(
 
 
 def top_children(
-    draft: EagleDraftModel, lm_head: Callable, hidden: torch.Tensor, width: int, noise: Noise | None
+    draft: EagleDraftModel, lm_head: Callable | None, hidden: torch.Tensor, width: int, noise: Noise | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See [`DraftNetwork.top_children`]."""
     scores = log_probs(draft.compute_logits(hidden, lm_head), noise)
@@ -123,7 +119,7 @@ def top_children(
 def expand(
     draft: EagleDraftModel,
     embed_tokens: Callable,
-    lm_head: Callable,
+    lm_head: Callable | None,
     cache: Cache,
     hidden: torch.Tensor,
     tokens: torch.Tensor,

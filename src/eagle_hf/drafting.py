@@ -43,8 +43,10 @@ class Drafter:
     Args:
         draft ([`EagleDraftModel`]): The head.
         options ([`DraftOptions`]): The shape of the tree.
-        embed_tokens (`Callable`): Target token ids to embeddings, used where the head has no embedding of its own.
-        lm_head (`Callable`): Hidden states to target logits, used where the head has no `lm_head` of its own.
+        embed_tokens (`Callable`):
+            Target token ids to embeddings, from [`lent_embedding`]; used where the head has no embedding of its own.
+        lm_head (`Callable`, *optional*):
+            Hidden states to target logits, from [`lent_lm_head`]; used where the head has no `lm_head` of its own.
         compile_config ([`~transformers.CompileConfig`], *optional*):
             Compile what runs in every level of a tree. Needs `max_length`.
         max_length (`int`, *optional*): Tokens of the longest text, where it is known.
@@ -59,13 +61,14 @@ class Drafter:
         draft: EagleDraftModel,
         options: DraftOptions,
         embed_tokens: Callable[[torch.Tensor], torch.Tensor],
-        lm_head: Callable[[torch.Tensor], torch.Tensor],
+        lm_head: Callable[[torch.Tensor], torch.Tensor] | None,
         compile_config: CompileConfig | None = None,
         max_length: int | None = None,
         sizing: TreeSizing | None = None,
     ):
         self.draft = draft
         self.options = options
+        self._device, self._dtype = draft.device, draft.dtype
         if compile_config is not None and max_length is not None and CompiledDraftNetwork.supports(draft):
             self.network: DraftNetwork = CompiledDraftNetwork(
                 draft, embed_tokens, lm_head, compile_config, max_length, options.max_guesses, 1 + options.draft_depth
@@ -112,8 +115,9 @@ class Drafter:
 
         Args:
             features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * target_hidden_size)`):
-                Features. Or a sequence of the hidden states that they are made of, each of shape `(batch_size, seq_len,
-                target_hidden_size)`, which are then concatenated for one chunk at a time.
+                Features, on any device and of any dtype. Or a sequence of the hidden states that they are made of, each
+                of shape `(batch_size, seq_len, target_hidden_size)`, which are then concatenated for one chunk at a
+                time.
             tokens (`torch.LongTensor` of shape `(batch_size, seq_len)`): The token that follows each of them.
             positions (`torch.LongTensor` of shape `(batch_size, seq_len)`): Positions of the features.
             mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): `False` where the prompt is padding.
@@ -121,25 +125,29 @@ class Drafter:
         states = [features] if isinstance(features, torch.Tensor) else features
         batch_size, seq_len = tokens.shape
         # What stands for an image may be no token of the vocabulary: the target has its own embedding there.
-        tokens = tokens.clamp(0, self.draft.config.vocab_size - 1)
+        tokens = tokens.to(self._device).clamp(0, self.draft.config.vocab_size - 1)
+        positions, mask = positions.to(self._device), None if mask is None else mask.to(self._device)
         self._prompt_mask = mask
         cos, sin = self._rotary.at(positions)  # at once: some types depend on the longest position
         for start in range(0, seq_len, self.PROMPT_CHUNK):
             end = min(start + self.PROMPT_CHUNK, seq_len)
             hidden = self._step(
-                FeatureReader.concatenate([state[:, start:end] for state in states]),
+                self._features([state[:, start:end] for state in states]),
                 tokens[:, start:end],
                 (cos[:, :, start:end], sin[:, :, start:end]),
-                prompt_chunk_mask(start, end, mask, self.draft.device),
+                prompt_chunk_mask(start, end, mask, self._device),
             )
             self._lengths = [end] * batch_size
         self._root_positions = (positions[:, -1] + 1).tolist()
         self._last_hidden = hidden[:, -1:].contiguous()
         if isinstance(self.network, CompiledDraftNetwork) and batch_size == 1:  # reads the last one again in its graph
-            features = FeatureReader.concatenate([state[:, -1:] for state in states])
+            features = self._features([state[:, -1:] for state in states])
             self._unread.insert(0, (features, tokens[:, -1:], [1]))
             self._lengths, self._root_positions = [seq_len - 1], [self._root_positions[0] - 1]
             self.network.cut(seq_len - 1)
+
+    def _features(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        return FeatureReader.concatenate(states, self._device, self._dtype)
 
     def read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:
         """
@@ -155,7 +163,7 @@ class Drafter:
                 self._read_deferred()
                 with torch.inference_mode():
                     self._read_unread()
-            self._unread.append((features, tokens, counts))
+            self._unread.append((self._features([features]), tokens.to(self._device), counts))
 
     def _read_accepted(self, features: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> None:
         new_len = tokens.shape[1]
@@ -199,13 +207,13 @@ class Drafter:
         self, features: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor | None
     ) -> torch.Tensor:
         sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=False)
-        return self.network.step(self.network.project_features(features), tokens, rotary, mask, sliding_mask)
+        return self.network.step(self.draft.project_features(features), tokens, rotary, mask, sliding_mask)
 
     def _within_window(self, mask: torch.Tensor | None, num_rows: int, are_guesses: bool) -> torch.Tensor | None:
         if self.draft.config.sliding_window is None:
             return None
         window, lengths = self.draft.config.sliding_window, self._lengths or [0]
-        return within_window(mask, window, lengths, num_rows, are_guesses, self.draft.device)
+        return within_window(mask, window, lengths, num_rows, are_guesses, self._device)
 
     # ------------------------------------------------------------------ trees
 
@@ -245,7 +253,7 @@ class Drafter:
             self._read_deferred()
             self.sizing.restart_clock()
         with torch.inference_mode():
-            return self._grow(roots, max_depth, noise_ahead)
+            return self._grow(roots.to(self._device), max_depth, noise_ahead).to(roots.device)
 
     def _grow(
         self, roots: torch.Tensor, max_depth: int, noise_ahead: Callable[[int], Noise | None] | None
@@ -274,7 +282,7 @@ class Drafter:
         noise = noise_ahead(num_levels) if noise_ahead is not None else None
         if noise is None:
             return None
-        noise = noise[0].to(self.draft.device), noise[1].to(self.draft.device)
+        noise = noise[0].to(self._device), noise[1].to(self._device)
         if self.draft.lm_head is None:
             return noise
         config = self.draft.config

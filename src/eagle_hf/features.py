@@ -125,9 +125,24 @@ class FeatureReader:
         return states
 
     @staticmethod
-    def concatenate(states: list[torch.Tensor]) -> torch.Tensor:
-        """Features of shape `(batch_size, seq_len, num_features * hidden_size)`, as `project_features` takes them."""
-        return torch.cat([state.to(states[0].device) for state in states], dim=-1) if len(states) > 1 else states[0]
+    def concatenate(
+        states: Sequence[torch.Tensor], device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """
+        Brings hidden states together, as `project_features` takes them.
+
+        Args:
+            states (`Sequence[torch.Tensor]`, each of shape `(batch_size, seq_len, hidden_size)`):
+                From `states`. Those of a target that is spread over devices are on several.
+            device (`torch.device`, *optional*), dtype (`torch.dtype`, *optional*):
+                The head's. By default the first state's device, and the dtype as it is.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, seq_len, num_features * hidden_size)`
+        """
+        device = states[0].device if device is None else device
+        moved = [state.to(device=device, dtype=dtype) for state in states]
+        return torch.cat(moved, dim=-1) if len(moved) > 1 else moved[0]
 
 
 def last_decoder_layer(model: PreTrainedModel, num_layers: int) -> nn.Module:

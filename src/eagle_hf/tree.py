@@ -79,6 +79,15 @@ class DraftTree:
         depths = torch.tensor([[0, *(len(prefix) for prefix in order)]], device=device)
         return cls(tokens, parents, depths, torch.zeros_like(tokens).float(), max_depth=max(map(len, paths), default=0))
 
+    def to(self, device: torch.device) -> "DraftTree":
+        """The same trees on a device; themselves where they are there already."""
+        if self.tokens.device == device:
+            return self
+        tokens, parents, depths, scores = (
+            values.to(device) for values in (self.tokens, self.parents, self.depths, self.scores)
+        )
+        return DraftTree(tokens, parents, depths, scores, self.max_depth)
+
     @property
     def num_nodes(self) -> int:
         """Nodes per row, the root included."""

@@ -11,7 +11,7 @@ from doubles import random_draft
 from test_lossless import PROMPT_LENGTHS, left_padded_prompts
 from torch import nn
 
-from eagle_hf.generation.sharded_weights import whole
+from eagle_hf.sharded_weights import whole
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

@@ -17,8 +17,8 @@ from transformers.utils import logging
 from ..draft_options import DraftOptions
 from ..kv_cache import GrowingLayer
 from ..modeling_eagle import EagleDraftModel
+from ..target_modules import embedding_width, has_lm_head, input_device
 from ..versions import CACHE, FP8_LAYERS, STATELESS_LAYERS
-from .devices import input_device
 
 
 logger = logging.get_logger(__name__)
@@ -48,6 +48,11 @@ def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config
         raise ValueError(
             f"The weights of {type(model).__name__} are on the meta device, which holds shapes but no numbers. Load "
             "them with `from_pretrained`; what `device_map` offloads to the CPU or the disk may stay there."
+        )
+    if draft.device.type == "meta":
+        raise ValueError(
+            "The weights of the draft are on the meta device, which holds shapes but no numbers. Load it with "
+            "`EagleDraftModel.from_pretrained`."
         )
     DraftOptions.from_generation_config(draft.generation_config)
     if generation_config.use_cache is False:
@@ -103,12 +108,11 @@ def check_pair(model: PreTrainedModel, draft: EagleDraftModel) -> None:
             f"{model.config.name_or_path}. The text stays right, but if they are not closely related few tokens are "
             "accepted: `eagle-hf inspect DRAFT --target TARGET` measures it."
         )
-    if draft.lm_head is None and model.get_output_embeddings() is None:
+    if draft.lm_head is None and not has_lm_head(model):
         raise ValueError(f"The draft has no `lm_head` of its own and needs the target's, but {name} has none.")
     if draft.embed_tokens is None:
-        embedding = model.get_input_embeddings()
-        width = getattr(embedding, "embedding_dim", config.hidden_size)
-        if width != config.hidden_size:
+        width = embedding_width(model)
+        if width not in (None, config.hidden_size):
             raise ValueError(
                 f"The draft has no embedding of its own and is {config.hidden_size} wide, but the embedding of {name} "
                 f"is {width} wide. The head needs its own (`own_embed_tokens`)."
@@ -150,17 +154,9 @@ def check_cache(cache: Cache | None) -> None:
 def align_draft(model: PreTrainedModel, draft: EagleDraftModel) -> None:
     """
     Bring the draft to the target's device and dtype, unless the user chose them when loading it.
-
-    Raises:
-        `ValueError`: if the user put it on another device than the target's embedding.
     """
     device = input_device(model)
     dtype = draft.dtype if draft.has_explicit_dtype else model.dtype
     if dtype != draft.dtype or (device != draft.device and not draft.has_explicit_device):
         logger.info(f"Moving the draft from {draft.dtype} on {draft.device} to {dtype} on {device}, as its target.")
         draft.to(device=device if not draft.has_explicit_device else draft.device, dtype=dtype)
-    if draft.device != device:
-        raise ValueError(
-            f"The draft is on {draft.device}, but the target's embedding is on {device}. Load the draft without "
-            f"`device_map`, or with `device_map={str(device)!r}`."
-        )

@@ -10,8 +10,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionLayer
 from transformers.utils import logging
 
+from ..target_modules import input_device
 from ..tree import DraftTree
-from .devices import input_device
 from .direct_layers import watched_layers
 from .forward import cache_argument, forward_chain, forward_tree, takes_position_ids
 from .masks import TreeMasks

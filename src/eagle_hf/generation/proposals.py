@@ -10,10 +10,10 @@ from ..drafting import Drafter
 from ..modeling_eagle import EagleDraftModel
 from ..retrieval import Retrieval
 from ..step_costs import StepCosts
+from ..target_modules import lent_embedding, lent_lm_head
 from ..tree import DraftTree
 from ..tree_sizing import TreeSizing, known_sizing, remember
 from .sequences import Sequences
-from .sharded_weights import whole
 from .target import Target
 
 
@@ -33,9 +33,9 @@ class Proposals:
         model = target.model
         self._draft, self._target, self._sequences = draft, target, sequences
         self._is_coupled = options.draft_coupling
-        embed_tokens, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
-        if synced_gpus:  # ranks draft on their own, without waiting for the others
-            embed_tokens, lm_head = whole(embed_tokens), whole(lm_head)
+        # Synced ranks draft on their own, without waiting for the others.
+        embed_tokens = lent_embedding(model, draft.device, draft.dtype, gathered=synced_gpus)
+        lm_head = lent_lm_head(model, draft.device, gathered=synced_gpus)
         compile_config, max_length = target.compiling()
         is_compiled, do_sample = compile_config is not None, target.generation_config.do_sample
         self._situation = (str(model.device), model.dtype, sequences.batch_size, do_sample, is_compiled)

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from ..features import last_decoder_layer
+from ..features import FeatureReader, last_decoder_layer
 from ..modeling_eagle import EagleDraftModel
+from ..target_modules import lent_embedding, lent_lm_head
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,10 @@ def accepted_counts(
     num_rows = tokens.shape[1] - 1 - depth  # rows whose whole chain lies within the answer
     if num_rows < answer.prompt_length:
         return tokens.new_empty(0)
-    embed_tokens = target.get_input_embeddings() if draft.embed_tokens is None else draft.embed_tokens
-    lm_head = target.get_output_embeddings()
-    hidden = draft.project_features(_features(draft, answer)[:, :num_rows].to(draft.device, draft.dtype))
+    tokens = tokens.to(draft.device)
+    lent, lm_head = lent_embedding(target, draft.device, draft.dtype), lent_lm_head(target, draft.device)
+    embed_tokens = lent if draft.embed_tokens is None else draft.embed_tokens
+    hidden = draft.project_features(_features(draft, answer)[:, :num_rows])
 
     cache = DynamicCache()
     true_rows = torch.ones(num_rows, num_rows, dtype=torch.bool, device=draft.device).tril()
@@ -107,14 +109,14 @@ def accepted_counts(
             paired = torch.full_like(paired, cast(int, draft.config.mask_token_id))
         output = draft(
             hidden,
-            embed_tokens(paired).to(draft.device, draft.dtype),
+            embed_tokens(paired),
             attention_mask=torch.cat([true_rows, *[itself] * step], dim=1)[None, None],
             position_ids=positions + step,
             cache=cache,
         )
         hidden = output.last_hidden_state
         drafted = draft.to_target_ids(draft.compute_logits(hidden, lm_head).argmax(dim=-1))
-        agrees.append(drafted.to(following.device) == following)
+        agrees.append(drafted == following)
     counts = torch.cat(agrees).cumprod(dim=0).sum(dim=0)  # (num_rows,)
     return counts[answer.prompt_length - 1 :]  # the first root is the answer's first token
 
@@ -126,7 +128,7 @@ def _features(draft: EagleDraftModel, answer: Answer) -> torch.Tensor:
     if -1 in (draft.config.feature_layer_ids or ()):
         ids = [-1 if i == num_layers else i for i in ids]
     states = [answer.hidden_states[i] for i in ids]
-    return torch.cat([state.to(states[0].device) for state in states], dim=-1)
+    return FeatureReader.concatenate(states, draft.device, draft.dtype)
 
 
 def share_by_depth(counts: Sequence[int], depth: int) -> list[float]:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_eagle import EagleConfig
 from ..features import FeatureReader
+from ..target_modules import input_device, is_placed_by_hooks, lent_embedding, lent_lm_head
 from ..versions import hidden_states_argument
 
 
@@ -32,7 +33,8 @@ class FrozenTarget:
     """
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            The target. It is moved to `device`, unless it is spread over devices by a `device_map`.
+            The target. It is moved to `device`, unless it is there already or hooks of `accelerate` place it (a
+            `device_map`, `cpu_offload`, `disk_offload`).
         config ([`EagleConfig`]): Configuration of the head, which says what it reads.
         device (`torch.device`): Where the head is.
     """  # noqa: D205
@@ -41,8 +43,9 @@ class FrozenTarget:
         self.model = model.eval()
         self.device = device
         self.reader = FeatureReader(model, config)
-        if getattr(model, "hf_device_map", None) is None:
+        if input_device(model) != device and not is_placed_by_hooks(model):
             model.to(device)
+        self._embedding, self._lm_head = lent_embedding(model, device), lent_lm_head(model, device)
         self.num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
         # What the head reads; -1 is the last hidden state after the final norm, `num_layers` that before it.
         before_norm = config.reads_last_layer_before_norm(self.num_layers)
@@ -86,16 +89,24 @@ class FrozenTarget:
                 f"{type(self.model).__name__} returned no `hidden_states`, although they were asked for; a head learns "
                 "from them. Use a target that supports `output_hidden_states`."
             )
-        states = [state.to(self.device) for state in self.reader.states(outputs.hidden_states)]
+        features = self.reader.concatenate(self.reader.states(outputs.hidden_states), self.device)
         last = outputs.hidden_states[self.num_layers].to(self.device)
-        return self.reader.concatenate(states), last, outputs.logits.to(self.device)
+        return features, last, outputs.logits.to(self.device)
 
     def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Embeddings of tokens, of shape `(..., hidden_size)`."""
-        embedding: Any = self.model.get_input_embeddings()
-        return embedding(token_ids.to(embedding.weight.device)).to(self.device).detach()
+        return self._embedding(token_ids).detach()
 
     def lm_head(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Logits of hidden states after the final norm, of shape `(..., vocab_size)`; gradients pass through."""
-        head: Any = self.model.get_output_embeddings()
-        return head(hidden_states.to(device=head.weight.device, dtype=head.weight.dtype)).to(self.device)
+        """
+        Logits of hidden states after the final norm, of shape `(..., vocab_size)`; gradients pass through.
+
+        Raises:
+            `ValueError`: if the target has no `lm_head`.
+        """
+        if self._lm_head is None:
+            raise ValueError(
+                f"{type(self.model).__name__} has no `lm_head` (`get_output_embeddings` is `None`), which logits of "
+                "stored features and heads without an `lm_head` of their own need. Use a target with one."
+            )
+        return self._lm_head(hidden_states)

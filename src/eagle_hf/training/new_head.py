@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_eagle import EagleConfig
 from ..modeling_eagle import EagleDraftModel
+from ..target_modules import embedding_rows, lm_head_rows
 from .vocabulary import cut_vocabulary
 
 
@@ -48,14 +49,13 @@ def new_head(
     head = EagleDraftModel(EagleConfig(**(settings | fields)))
     ids = head.config.resolve_feature_layer_ids(config.num_hidden_layers)  # named now: engines need them in the file
     head.config.feature_layer_ids = ids if eagle_version == 3 else head.config.feature_layer_ids
-    output_embeddings: Any = target.get_output_embeddings()
-    rows = None if output_embeddings is None else output_embeddings.weight.detach()
+    rows = lm_head_rows(target) if head.lm_head is not None or draft_vocabulary is not None else None
     if head.lm_head is not None and rows is not None and rows.shape == head.lm_head.weight.shape:
         head.lm_head.weight.data.copy_(rows)
     if head.embed_tokens is not None:
-        embeddings: Any = target.get_input_embeddings()
-        if embeddings.weight.shape == head.embed_tokens.weight.shape:
-            head.embed_tokens.weight.data.copy_(embeddings.weight.detach())
+        embeddings = embedding_rows(target, config.vocab_size)
+        if embeddings.shape == head.embed_tokens.weight.shape:
+            head.embed_tokens.weight.data.copy_(embeddings)
     if draft_vocabulary is not None and len(draft_vocabulary) < config.vocab_size:
         head = cut_vocabulary(head, draft_vocabulary, rows)
     return head

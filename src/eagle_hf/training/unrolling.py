@@ -66,7 +66,7 @@ def unroll(
     if position_ids is None:
         position_ids = torch.arange(seq_len, device=features.device)[None]
     embed = embed_tokens if draft.embed_tokens is None else draft.embed_tokens
-    hidden_states = draft.project_features(features)
+    hidden_states = draft.project_features(features.to(draft.device, draft.dtype))
     history: list[KeysAndValues] = []
     windows = [draft.config.sliding_window if layer.has_window else None for layer in _layers(draft)]
 
