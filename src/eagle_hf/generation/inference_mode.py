@@ -22,6 +22,12 @@ from ..compiling import has_growing_frequencies
 from ..kv_cache import GrowingLayer
 
 
+# Where PyTorch keeps hooks on all modules of the process; a function that asks for all of them is not in every version.
+_GLOBAL_HOOKS = (
+    "_global_forward_pre_hooks", "_global_forward_hooks", "_global_backward_pre_hooks", "_global_backward_hooks",
+)  # fmt: skip
+
+
 class StepMode:
     """
     The mode that the steps of a call run in, as a context: inference mode if nothing of a forward is seen from outside,
@@ -37,7 +43,7 @@ class StepMode:
     def __init__(self, model: PreTrainedModel, may_be_inference: bool = True):
         modules = list(model.modules()) if may_be_inference else []
         self.is_inference = may_be_inference and not (
-            nn.modules.module._has_any_global_hook() or any(map(_may_be_watched, modules))
+            any(getattr(nn.modules.module, name) for name in _GLOBAL_HOOKS) or any(map(_may_be_watched, modules))
         )
         self._modules = [module for module in modules if module._buffers]
 
