@@ -92,6 +92,8 @@ class TestAdapters:
         assert_lossless(monkeypatch, self.wrap(peft, modules_to_save=["embed_tokens", "lm_head"]))
 
     def test_adapters_that_the_target_itself_has_loaded(self, peft, monkeypatch):
+        """transformers 5.24 asks for a PEFT that is not released yet; nothing else of it is in the way."""
+        monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", peft.__version__)
         target = tiny_target("llama")
         target.add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
         assert_lossless(monkeypatch, target.eval())
