@@ -21,9 +21,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from . import frozen_clock
 from .chat_text import ChatText, NotRenderable
 from .conversations import Data, Row, RowReader, RowReport
 from .dialogue import Dialogue
+from .run_identity import identity_of_weights
 
 
 logger = logging.get_logger(__name__)
@@ -32,7 +34,8 @@ logger = logging.get_logger(__name__)
 @dataclass(frozen=True)
 class AnswerSettings:
     """
-    How answers are written. A run that goes on must have the settings it began with. What is not set here, such as a
+    How answers are written. A run that goes on must have the settings it began with, the same prompts and target, and
+    renders them at the time at which it began. What is not set here, such as a
     repetition penalty, is that of `target.generation_config`.
 
     Args:
@@ -160,13 +163,20 @@ def write_answers(
     settings = settings if settings is not None else AnswerSettings()
     output = Path(output)
     report, start = AnswerReport(), time.perf_counter()
-    chat_text = ChatText(tokenizer, chat_template_kwargs=settings.chat_template_kwargs)
+    begun = _read_settings(output)
+    rendered_at = begun.get("rendered_at") or frozen_clock.now()  # a run of several days renders the date it began with
+    chat_text = ChatText(tokenizer, chat_template_kwargs=settings.chat_template_kwargs, rendered_at=rendered_at)
     reader = RowReader(data, need_answers=False, max_malformed=max_malformed, split=split)
     max_length = settings.max_length or _max_positions(target)
     prompts, fingerprint = _read_prompts(reader, chat_text, settings, max_length, report)
     batches = _batches(prompts, settings)
-    record = asdict(settings) | {"target": target.name_or_path, "prompts": fingerprint}
-    first, report.num_resumed = _resume(output, record)
+    record = asdict(settings) | {
+        "target": identity_of_weights(target),
+        "generation_config": _identity_of_generation(target),
+        "prompts": fingerprint,
+        "rendered_at": rendered_at,
+    }
+    first, report.num_resumed = _resume(output, begun, record)
     report.num_prompts = len(prompts)
     stop_ids = _stop_ids(target, tokenizer)
     bar = logging.tqdm(total=len(prompts), initial=sum(map(len, batches[:first])), unit="prompt", desc="Answers")
@@ -304,16 +314,40 @@ def _generate(
     return answers
 
 
-def _resume(output: Path, record: Mapping[str, Any]) -> tuple[int, int]:
+def _side_file(output: Path) -> Path:
+    return output.with_name(output.name + ".settings.json")
+
+
+def _read_settings(output: Path) -> dict[str, Any]:
+    """What an earlier run recorded; nothing if there was none."""
+    side_file = _side_file(output)
+    return json.loads(side_file.read_text(encoding="utf-8")) if side_file.exists() else {}
+
+
+def _identity_of_generation(target: PreTrainedModel) -> str | None:
+    """Digest of the target's generation configuration, which decides what [`AnswerSettings`] leaves open."""
+    if target.generation_config is None:
+        return None
+    settings = target.generation_config.to_diff_dict()
+    for name in ("transformers_version", "_from_model_config"):
+        settings.pop(name, None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _resume(output: Path, known: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[int, int]:
     """
     Check the settings of an earlier run, or record those of this one, and drop what that run left incomplete.
+
+    Args:
+        output (`Path`): The file of answers.
+        known (`dict`): What the earlier run recorded; empty if there was none.
+        record (`dict`): The settings of this run.
 
     Returns:
         `tuple[int, int]`: The batch to go on with, and the number of answers that are there.
     """
-    side_file = output.with_name(output.name + ".settings.json")
-    if side_file.exists():
-        known = json.loads(side_file.read_text())
+    side_file = _side_file(output)
+    if known:
         differences = [
             f"{name} was {known.get(name)!r} and is {record.get(name)!r}"
             for name in sorted(set(known) | set(record))
@@ -332,7 +366,7 @@ def _resume(output: Path, record: Mapping[str, Any]) -> tuple[int, int]:
     else:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = side_file.with_name(side_file.name + ".tmp")
-        temporary.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(temporary, side_file)
     if not output.exists():
         return 0, 0

@@ -29,6 +29,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from . import frozen_clock
 from .conversations import Conversation
 
 
@@ -67,6 +68,9 @@ class ChatText:
             token of its turn that is not blank, which is the same for all templates that write one end of turn.
         chat_template_kwargs (`dict`, *optional*):
             Variables of the chat template, such as `{"enable_thinking": False}`. Those of a row go before them.
+        rendered_at (`str`, *optional*):
+            Local time in ISO format that templates which write the date see, such as `"2026-11-30T17:49:34"`; now by
+            default. The `rendered_at` of a row goes before it.
 
     Example:
 
@@ -89,7 +93,12 @@ class ChatText:
         last_turn_only: bool = False,
         stop_token_ids: Iterable[int] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        rendered_at: str | None = None,
     ):
+        if rendered_at is not None and not frozen_clock.is_moment(rendered_at):
+            raise ValueError(
+                f"`rendered_at` is {rendered_at!r}, expected a local time in ISO format, such as '2026-11-30T17:49:34'."
+            )
         if not tokenizer.is_fast:
             raise ValueError(
                 f"The tokenizer is a {type(tokenizer).__name__}, which does not tell where in the text its tokens "
@@ -99,6 +108,7 @@ class ChatText:
         self.tokenizer = tokenizer
         self.last_turn_only = last_turn_only
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.rendered_at = rendered_at or frozen_clock.now()
         stop_ids = set(stop_token_ids or ()) | {tokenizer.eos_token_id} - {None}
         self._stops = [tokenizer.decode([token]) for token in sorted(stop_ids)]
         self._added_ids = set(tokenizer.added_tokens_decoder)
@@ -231,7 +241,7 @@ class ChatText:
             texts, spans = render_jinja_template(
                 conversations=[conversation.messages[:num_messages]],
                 tools=conversation.tools,
-                chat_template=self.tokenizer.get_chat_template(tools=conversation.tools),
+                chat_template=self._template(conversation),
                 return_assistant_tokens_mask=mark and self._has_generation_blocks,
                 add_generation_prompt=add_generation_prompt,
                 **(self.tokenizer.special_tokens_map | self.chat_template_kwargs | conversation.chat_template_kwargs),
@@ -239,6 +249,14 @@ class ChatText:
         except (jinja2.TemplateError, TypeError, KeyError, AttributeError) as error:
             raise NotRenderable(f"the chat template refuses it: {error}") from error
         return texts[0], spans[0] if spans else []
+
+    def _template(self, conversation: Conversation) -> str:
+        template = self.tokenizer.get_chat_template(tools=conversation.tools)
+        return frozen_clock.with_clock(template, conversation.rendered_at or self.rendered_at)
+
+    def reads_clock(self, conversation: Conversation) -> bool:
+        """Whether the template may render a conversation otherwise at another time."""
+        return frozen_clock.reads_clock(self.tokenizer.get_chat_template(tools=conversation.tools))
 
     @property
     def _has_generation_blocks(self) -> bool:

@@ -10,7 +10,8 @@ A row is one of these, and the first that fits is taken:
 {"text": "..."}                                            plain text
 ```
 
-Other fields are left alone; `tools` and `chat_template_kwargs` reach the chat template.
+Other fields are left alone; `tools` and `chat_template_kwargs` reach the chat template, and `rendered_at` is the time
+that it sees.
 """
 
 import gzip
@@ -22,6 +23,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .frozen_clock import is_moment
 
 
 Row = dict[str, Any]
@@ -142,6 +145,7 @@ class Conversation:
         tools (`list[dict]`, *optional*): Tools that the chat template announces.
         chat_template_kwargs (`dict`, *optional*): Further variables of the chat template.
         is_finished (`bool`, *optional*, defaults to `True`): Whether the last answer is whole.
+        rendered_at (`str`, *optional*): Local time that the chat template sees, in ISO format.
     """
 
     messages: list[dict[str, Any]]
@@ -149,6 +153,7 @@ class Conversation:
     tools: list[Any] | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     is_finished: bool = True
+    rendered_at: str | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Conversation | None":
@@ -165,6 +170,7 @@ class Conversation:
             row.get("tools") or None,
             row.get("chat_template_kwargs") or {},
             row.get("finished") is not False,
+            row.get("rendered_at"),
         )
 
     @property
@@ -180,6 +186,8 @@ def why_malformed(row: Any, need_answers: bool = True) -> str | None:
         return "not an object"
     if row.get("prompt_ids") is not None or row.get("answer_ids") is not None:
         return _why_malformed_ids(row)
+    if row.get("rendered_at") is not None and not is_moment(row["rendered_at"]):
+        return "`rendered_at` is no time in ISO format"
     if row.get("messages") is not None:
         return _why_malformed_messages(row["messages"], need_answers)
     if row.get("prompt") is not None:

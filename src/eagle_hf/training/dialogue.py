@@ -34,7 +34,8 @@ class Dialogue:
             return json.dumps(self.row["prompt"])
         given = [message for i, message in enumerate(self.conversation.messages) if i not in self.turns]
         tools, kwargs = self.conversation.tools, self.conversation.chat_template_kwargs
-        return json.dumps([given, self.turns, tools, kwargs], sort_keys=True, default=str)
+        moment = self.conversation.rendered_at
+        return json.dumps([given, self.turns, tools, kwargs, moment], sort_keys=True, default=str)
 
     def prompt_ids(self) -> list[int]:
         """Tokens of the prompt of the next answer."""
@@ -66,13 +67,18 @@ class Dialogue:
         # With its control tokens: where an answer holds `</think>`, the chat template must find it.
         text = self.chat_text.tokenizer.decode(content)
         line: dict[str, Any] = {"row": self.number, "turn": len(self.lines)}
-        line |= {name: self.row[name] for name in ("id", "tools", "chat_template_kwargs") if self.row.get(name)}
+        line |= {name: self.row[name] for name in ("id", "tools") if self.row.get(name)}
         turn = self.turns.pop(0)
         if self.conversation is None:
             line |= {"prompt": self.row["prompt"], "completion": text}
         else:
             self.conversation.messages[turn : turn + 1] = [{"role": "assistant", "content": text}]
             line["messages"] = self.conversation.messages[: turn + 1]
+            # Whoever renders these messages again gets the tokens that were answered.
+            if kwargs := self.chat_text.chat_template_kwargs | self.conversation.chat_template_kwargs:
+                line["chat_template_kwargs"] = kwargs
+            if self.chat_text.reads_clock(self.conversation):
+                line["rendered_at"] = self.conversation.rendered_at or self.chat_text.rendered_at
         line |= {"prompt_ids": prompt_ids, "answer_ids": answer_ids, "finished": is_finished}
         self.lines.append(line)
         if not is_finished:

@@ -27,6 +27,7 @@ from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
 from .frozen_target import FrozenTarget
+from .run_identity import identity_of_data, identity_of_weights
 
 
 logger = logging.get_logger(__name__)
@@ -46,6 +47,7 @@ def write_features(
     directory: str | os.PathLike,
     samples_per_shard: int = 256,
     dtype: torch.dtype | None = None,
+    rendered_at: str | None = None,
 ) -> None:
     """
     Compute the features of all samples, one by one, and store them. Goes on where it was interrupted.
@@ -57,6 +59,9 @@ def write_features(
         directory (`str` or `os.PathLike`): Where to store them.
         samples_per_shard (`int`, defaults to 256): Samples of one file.
         dtype (`torch.dtype`, *optional*): Of the stored features; by default that of the target.
+        rendered_at (`str`, *optional*):
+            The time that chat templates saw, to be recorded: [`recorded_time`] gives it to whoever makes the samples
+            again.
 
     Raises:
         `ValueError`:
@@ -66,15 +71,15 @@ def write_features(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     settings = {
-        "version": 1,
-        "target": str(target.model.config.name_or_path),
+        "version": 2,
+        "target": identity_of_weights(target.model),
         "feature_layer_ids": target.feature_layer_ids,
         "dtype": str(dtype or target.model.dtype).removeprefix("torch."),
         "num_samples": len(samples),
         "samples_per_shard": samples_per_shard,
-        "ids": _checksum_of_ids(samples),
+        "ids": identity_of_data(samples),
     }
-    index: dict[str, Any] = {"settings": settings, "shards": []}
+    index: dict[str, Any] = {"settings": settings | {"rendered_at": rendered_at}, "shards": []}
     if (directory / INDEX).exists():
         index = _read_index(directory)
         _compare_settings(index["settings"], settings, directory)
@@ -92,6 +97,12 @@ def write_features(
         index["shards"].append({"file": path.name, "bytes": path.stat().st_size, "checksum": _checksum(path)})
         (directory / INDEX).with_suffix(".tmp").write_text(json.dumps(index, indent=1))
         os.replace((directory / INDEX).with_suffix(".tmp"), directory / INDEX)
+
+
+def recorded_time(directory: str | os.PathLike) -> str | None:
+    """Returns the time that chat templates saw when the samples of stored features were made, if it is known."""
+    path = Path(directory) / INDEX
+    return _read_index(Path(directory))["settings"].get("rendered_at") if path.exists() else None
 
 
 class FeatureStore(Dataset):
@@ -195,14 +206,6 @@ def _compare_settings(found: dict[str, Any], wanted: dict[str, Any], directory: 
     if differing := [name for name in wanted if found.get(name) != wanted[name]]:
         pairs = "; ".join(f"{name}: {found.get(name)!r}, now {wanted[name]!r}" for name in differing)
         raise ValueError(f"{directory} holds other features ({pairs}). Use another folder, or remove this one.")
-
-
-def _checksum_of_ids(samples: Sequence[dict[str, Any]]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for sample in samples:
-        digest.update(torch.as_tensor(sample["input_ids"]).to(torch.int64).numpy().tobytes())
-        digest.update(torch.as_tensor(sample["loss_mask"]).to(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _checksum(path: Path) -> str:

@@ -112,6 +112,7 @@ def make_samples(
     vocab_size: int | None = None,
     max_malformed: float = 0.01,
     split: str = "train",
+    rendered_at: str | None = None,
 ) -> SampleDataset:
     """
     Read rows and turn them into samples, ready to train on. The report is logged at INFO.
@@ -128,6 +129,7 @@ def make_samples(
         vocab_size (`int`, *optional*): Vocabulary size of the target, to refuse data of another tokenizer.
         max_malformed (`float`, *optional*, defaults to 0.01): Share of malformed rows above which this fails.
         split (`str`, *optional*, defaults to `"train"`): Split of a dataset that has several.
+        rendered_at (`str`, *optional*): The time that chat templates see; see [`ChatText`].
 
     Returns:
         [`SampleDataset`]
@@ -140,7 +142,7 @@ def make_samples(
     if max_length is not None and max_length < 2:
         raise ValueError(f"max_length is {max_length}; a sample needs two tokens at least, one to predict from.")
     reader = RowReader(data, max_malformed=max_malformed, split=split)
-    chat_text = ChatText(tokenizer, last_turn_only, stop_token_ids, chat_template_kwargs)
+    chat_text = ChatText(tokenizer, last_turn_only, stop_token_ids, chat_template_kwargs, rendered_at)
     report = DataReport()
 
     def fitting() -> Iterable[Sample]:

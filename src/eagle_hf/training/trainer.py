@@ -1,6 +1,7 @@
 """Training a head with [`~transformers.Trainer`]."""
 
 import os
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -8,21 +9,22 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from ..configuration_eagle import EagleConfig
 from ..generation.pairing import check_pair
 from ..model_card import create_model_card
 from ..modeling_eagle import EagleDraftModel
-from . import durable_checkpoints
+from . import durable_checkpoints, run_identity
 from .arguments import EagleTrainingArguments
 from .feature_regression import feature_regression_loss
 from .frozen_target import FrozenTarget, TargetSignal
 from .losses import LOSSES
 from .muon import MuonAndAdamW
 from .objective import Figures, ObjectiveOutput, rows_that_draft
+from .progress import Progress, ProgressCounter, as_dict
 from .training_time_test import training_time_test_loss
 
 
@@ -72,6 +74,12 @@ class EagleTrainer(Trainer):
         self._staging: Path | None = None
         self._figures = Figures()
         self.model_accepts_loss_kwargs = True  # the loss is divided by the trained rows of all batches of a step
+        self.progress = Progress()
+        self.identity: dict[str, Any] = {}  # what else identifies the run
+        self.facts_of_run: dict[str, Any] = {}  # what else its checkpoints record
+        self._counter: ProgressCounter | None = None
+        self._identities: dict[str, tuple[Any, str | None]] = {}
+        self.add_callback(_CountFromHere(self))
 
     # ------------------------------------------------------------------ objective
 
@@ -144,8 +152,7 @@ class EagleTrainer(Trainer):
             "loss": LOSSES[args.loss],
             "num_trained": max(num_trained, 1) if isinstance(num_trained, int) else num_trained.clamp(min=1),
         }
-        noise = args.feature_noise if args.feature_noise is not None else (0.1 if is_eagle1 else 0.0)
-        noise = noise if draft.training else 0.0
+        noise = self._feature_noise() if draft.training else 0.0
         if is_eagle1:
             return feature_regression_loss(
                 draft,
@@ -160,6 +167,10 @@ class EagleTrainer(Trainer):
             features = features + (torch.rand_like(features) * 2 - 1) * noise
         return training_time_test_loss(draft, features, target_logits=target.logits, **common)
 
+    def _feature_noise(self) -> float:
+        noise = self.args.feature_noise
+        return noise if noise is not None else (0.1 if self.model.config.eagle_version == 1 else 0.0)
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW or what `args.optim` says; Muon and AdamW with `args.muon_learning_rate`."""
         if getattr(self, "optimizer", None) is None and self.args.muon_learning_rate is not None:
@@ -171,6 +182,13 @@ class EagleTrainer(Trainer):
                 weight_decay=self.args.weight_decay,
             )
         return super().create_optimizer(model)
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in [`~transformers.Trainer`], with what was trained counted."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self._counter is not None:
+            self._counter.add(inputs, loss)
+        return loss
 
     # ------------------------------------------------------------------ figures
 
@@ -212,8 +230,8 @@ class EagleTrainer(Trainer):
 
         Raises:
             `ValueError`:
-                if the checkpoint is not complete, or was saved with another head, batch size, objective, optimizer or
-                number of processes.
+                if the checkpoint is not complete, or is of another run: other data, target, schedule, recipe or head.
+                Where it is the last one of its run, its weights are taken and nothing is trained.
         """
         output_dir = str(self.args.output_dir)
         if self.args.process_index == 0:
@@ -224,32 +242,70 @@ class EagleTrainer(Trainer):
             if not checkpoints:
                 raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from.")
             resume_from_checkpoint = str(checkpoints[-1])
+        self.progress = Progress()
         if resume_from_checkpoint:
-            self._check_resumable(str(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            checkpoint = str(resume_from_checkpoint)
+            known = self._check_resumable(checkpoint)
+            self.progress = Progress.from_dict(known.get("progress", {}))
+            if self._is_finished(checkpoint):
+                return self._finished(checkpoint)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        self._read_progress()
+        return output
 
-    def _check_resumable(self, checkpoint: str) -> None:
-        saved, now = durable_checkpoints.read_facts(checkpoint)["run"], self._facts()
-        if differing := [name for name in now if saved.get(name) != now[name]]:
-            pairs = "; ".join(f"`{name}` {saved.get(name)!r}, now {now[name]!r}" for name in differing)
+    def _check_resumable(self, checkpoint: str) -> dict[str, Any]:
+        """Compare this run with that of a checkpoint; returns what the checkpoint says of itself."""
+        known = durable_checkpoints.read_facts(checkpoint)
+        if differing := run_identity.differences(known["run"], self.run_identity()):
             raise ValueError(
-                f"{checkpoint} was saved in a run with {pairs}: training would not go on as it was. Use the same "
-                "settings, or start a new run from the saved head (`EagleDraftModel.from_pretrained` reads it)."
+                f"{checkpoint} is of a run that differs from this one in {'; '.join(differing)}. Training would not go "
+                "on as it was. Use the same data and settings, or start a new run in another `output_dir`; it can "
+                "start from a head that is there (`--head`, `EagleDraftModel.from_pretrained`)."
             )
+        return known
 
-    def _facts(self) -> dict[str, Any]:
-        """What must not change where a run goes on."""
+    def run_identity(self) -> dict[str, Any]:
+        """
+        What must be the same where a run goes on: the head's shape, data, target, recipe and schedule, and what was put
+        into `identity`.
+        """
         args, config = self.args, self.model.config.to_dict()
         head = {name: config[name] for name in EagleConfig.__annotations__ if name not in _NAMES_IN_CONFIG}
-        return head | {
-            "world_size": args.world_size,
-            "per_device_train_batch_size": args.per_device_train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "num_unrolls": args.num_unrolls,
-            "unroll_decay": args.unroll_decay,
-            "loss": args.loss,
-            "optimizer": "muon" if args.muon_learning_rate is not None else str(args.optim),
+        num_samples = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
+        facts = head | run_identity.identity_of_settings(args, num_samples, draws_noise=self._feature_noise() > 0)
+        facts |= {
+            "data": self._identity_of("data", self.train_dataset, run_identity.identity_of_data),
+            "target": self._identity_of("target", self.target.model, run_identity.identity_of_weights),
         }
+        if args.load_best_model_at_end:
+            facts["eval_data"] = self._identity_of("eval_data", self.eval_dataset, run_identity.identity_of_data)
+        return facts | self.identity
+
+    def _identity_of(self, name: str, thing: Any, compute: Any) -> str | None:
+        # Computed once: at every checkpoint it would cost a pass over all texts.
+        if name not in self._identities or self._identities[name][0] is not thing:
+            self._identities[name] = thing, compute(thing)
+        return self._identities[name][1]
+
+    def _is_finished(self, checkpoint: str) -> bool:
+        """Whether a checkpoint of this run is its last one."""
+        state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
+        if self.args.max_steps > 0:
+            return state.global_step >= self.args.max_steps
+        return float(state.epoch or 0) >= self.args.num_train_epochs
+
+    def _finished(self, checkpoint: str) -> TrainOutput:
+        """Take the weights of a run that has finished; [`~transformers.Trainer`] would train one step more."""
+        logger.info(f"{checkpoint} is the last one of its run: there is nothing left to train.")
+        self.state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(best if best is not None and os.path.isdir(best) else checkpoint)
+        steps = max(self.state.global_step, 1)
+        return TrainOutput(self.state.global_step, self.progress.total_loss / steps, {})
+
+    def _read_progress(self) -> None:
+        if self._counter is not None:
+            self.progress = self._counter.read(self.accelerator.gather, self.args.device)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
@@ -260,6 +316,7 @@ class EagleTrainer(Trainer):
         staging = durable_checkpoints.staging_folder(run_dir, self.state.global_step)
         final = run_dir / f"checkpoint-{self.state.global_step}"
         pushes, self.args.push_to_hub = self.args.push_to_hub, False  # from its place, below
+        self._read_progress()
         try:
             self._staging = staging
             super()._save_checkpoint(model, trial)
@@ -269,7 +326,8 @@ class EagleTrainer(Trainer):
                 if self.state.best_global_step:
                     self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{self.state.best_global_step}")
                     self.state.save_to_json(str(staging / final.name / "trainer_state.json"))
-                durable_checkpoints.publish(staging / final.name, final, {"run": self._facts()})
+                facts = {"run": self.run_identity(), "progress": as_dict(self.progress)} | self.facts_of_run
+                durable_checkpoints.publish(staging / final.name, final, facts)
                 durable_checkpoints.rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
         except (OSError, SafetensorError, RuntimeError) as error:  # `torch.save` raises the latter on a full disk
             if self.args.should_save:
@@ -316,3 +374,14 @@ def _documents(inputs: dict[str, Any]) -> torch.Tensor:
         return documents
     mask = inputs.get("attention_mask")
     return torch.zeros_like(inputs["input_ids"]) if mask is None else mask.long() - 1
+
+
+class _CountFromHere(TrainerCallback):
+    """Begins to count where training does; again where it begins anew with a smaller batch."""
+
+    def __init__(self, trainer: EagleTrainer):
+        self._trainer = weakref.ref(trainer)
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        if (trainer := self._trainer()) is not None:
+            trainer._counter = ProgressCounter(trainer.progress)
