@@ -11,7 +11,7 @@ PATHS = [
     "/data/models/target", "./target", "../target", ".", "..", "~", "~/target", "a/b/c", "runs/target/", "target/",
     "C:\\models\\target", "C:/models/target", "models\\target", "\\\\server\\share\\target", "file:///data/target",
     "file:target", "hf://org/target", "https://huggingface.co/org/target", "$HOME/target", "%USERPROFILE%\\target",
-    "/home/someone/models--org/x", "", " ",
+    "/data/someone/models--org/x", "", " ",
 ]  # fmt: skip
 
 

@@ -76,6 +76,40 @@ def test_the_same_command_goes_on_where_it_was_interrupted(tmp_path, command):
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("save_strategy", ["steps", "no"])
+def test_a_finished_run_says_so_and_is_not_spoilt(tmp_path, command, capsys, save_strategy):
+    """Started again with other data it once saved the same weights with a card that named the new file."""
+    command = [*command, "--save_strategy", save_strategy]
+    assert main(command) == 0
+    before = contents(tmp_path / "out")
+    capsys.readouterr()
+    assert main([*command, "--logging_steps", "1", "--run_name", "again"]) == 0
+    assert "this run has finished; its head is in" in capsys.readouterr().out
+    other = tmp_path / "other.jsonl"
+    other.write_text((tmp_path / "data.jsonl").read_text() + '{"prompt": "ab", "completion": "cd"}\n')
+    moved = tmp_path / "moved.jsonl"
+    moved.write_text((tmp_path / "data.jsonl").read_text())
+    for options, message in (
+        (["--data", str(other)], "differs from this one in the data"),
+        (["--learning_rate", "1e-3"], "`learning_rate` 0.005, now 0.001"),
+        (["--max_steps", "8"], "`max_steps` 4, now 8"),
+        (["--head", str(tmp_path / "out" / "head")], "differs from this one in the head that training starts from"),
+        (["--max_length", "8"], "differs from this one in the data"),
+    ):
+        assert main([*command, *options]) == 1
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert "Choose another `--output_dir`" in printed
+    assert main([*command, "--data", str(moved)]) == 0  # the same texts elsewhere
+    (tmp_path / "target").rename(tmp_path / "renamed")
+    assert main([*command, "--target", str(tmp_path / "renamed")]) == 0
+    assert contents(tmp_path / "out") == before
+
+
 @pytest.mark.parametrize("options", [["--packing", "--max_length", "48"], ["--max_length", "22", "--overflow", "drop"]])
 def test_stored_features_train_the_same_head(tmp_path, command, options, capsys):
     assert main([*command, *options, "--output_dir", str(tmp_path / "online")]) == 0

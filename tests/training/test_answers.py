@@ -211,3 +211,21 @@ def test_rows_without_a_prompt_are_malformed(target, tokenizer, tmp_path):
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         AnswerSettings(**settings)
+
+
+def test_a_target_is_known_by_its_weights_and_not_by_its_folder(target, tokenizer, tmp_path):
+    write(target, tokenizer, tmp_path / "a.jsonl")
+    target.save_pretrained(tmp_path / "moved")
+    moved = type(target).from_pretrained(tmp_path / "moved")
+    assert write(moved, tokenizer, tmp_path / "a.jsonl").num_answers == 0
+    with pytest.raises(ValueError, match="target was"):
+        write(moved.to(torch.bfloat16), tokenizer, tmp_path / "a.jsonl")
+
+
+def test_what_the_target_itself_says_of_generating_belongs_to_the_settings(target, tokenizer, tmp_path):
+    write(target, tokenizer, tmp_path / "a.jsonl")
+    target.save_pretrained(tmp_path / "other")
+    other = type(target).from_pretrained(tmp_path / "other")
+    other.generation_config.repetition_penalty = 1.5
+    with pytest.raises(ValueError, match="generation_config was"):
+        write(other, tokenizer, tmp_path / "a.jsonl")

@@ -10,6 +10,7 @@ interrupted goes on when it is started again. The folder `head` in the output fo
 """
 
 import argparse
+import json
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -34,14 +35,17 @@ from ..training import (
     PaddingCollator,
     SampleDataset,
     coverage,
+    finished_run,
     make_samples,
     most_frequent_tokens,
     new_head,
     pad_features,
     write_features,
 )
-from ..training.durable_checkpoints import complete_checkpoints
-from ..training.feature_store import stored_bytes
+from ..training.durable_checkpoints import complete_checkpoints, read_facts
+from ..training.feature_store import recorded_time, stored_bytes
+from ..training.frozen_clock import now
+from ..training.run_identity import identity_of_weights
 
 
 @dataclass
@@ -99,6 +103,10 @@ class DataArguments:
     packing: bool = field(default=False, metadata={"help": "Pack several samples into blocks of max_length tokens."})
     last_turn_only: bool = field(default=False, metadata={"help": "Train only the last answer of a conversation."})
     max_malformed: float = field(default=0.01, metadata={"help": "Share of malformed rows above which nothing starts."})
+    chat_template_kwargs: str | None = field(
+        default=None,
+        metadata={"help": "Variables of the chat template, as JSON, such as '{\"enable_thinking\": false}'."},
+    )
     features: str | None = field(
         default=None,
         metadata={"help": "Compute the target's features once, into this folder, instead of in every step."},
@@ -123,7 +131,9 @@ def run(args: argparse.Namespace) -> int:
     target = AutoModelForCausalLM.from_pretrained(
         head_args.target, dtype=head_args.target_dtype, device_map=head_args.target_device_map
     )
-    train_samples, eval_samples = _samples(data_args, target, tokenizer)
+    output_dir, folder = Path(str(training_args.output_dir)), Path(str(training_args.output_dir)) / "head"
+    rendered_at = _time_of_run(output_dir, data_args.features)
+    train_samples, eval_samples = _samples(data_args, target, tokenizer, rendered_at)
     head = _head(head_args, target, train_samples)
     print(f"head of {head.num_parameters() / 1e6:.2f}M parameters, target of {target.num_parameters() / 1e6:.2f}M")
 
@@ -138,19 +148,26 @@ def run(args: argparse.Namespace) -> int:
         data_collator=collator,
         processing_class=None,
     )
+    # What the head is made of is drawn with the seed; one that is there is known by its weights.
+    trainer.identity["head"] = "new" if head_args.head is None else identity_of_weights(head)
+    trainer.facts_of_run["rendered_at"] = rendered_at
     if data_args.features is not None:
         with training_args.main_process_first(local=False, desc="computing features"):  # the others find them there
-            trainer.train_dataset = _stored(trainer.target, train_dataset, Path(data_args.features) / "train")
+            features = Path(data_args.features)
+            trainer.train_dataset = _stored(trainer.target, train_dataset, features / "train", rendered_at)
             if eval_dataset is not None:
-                trainer.eval_dataset = _stored(trainer.target, eval_dataset, Path(data_args.features) / "eval")
+                trainer.eval_dataset = _stored(trainer.target, eval_dataset, features / "eval", rendered_at)
         trainer.data_collator = pad_features
-    resume = bool(complete_checkpoints(str(training_args.output_dir)))
+    if training_args.resume_from_checkpoint is None and finished_run.has_finished(trainer, folder):
+        print(f"this run has finished; its head is in {folder}. Nothing was trained, nothing was written.")
+        trainer.accelerator.end_training()
+        return 0
+    resume = bool(complete_checkpoints(output_dir))
     trained = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or resume)
     metrics: dict[str, float] = {}
     if eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
-    folder = Path(str(training_args.output_dir)) / "head"
     if head_args.head is None:
         head.generation_config = DraftOptions.open_generation_config()
     trainer.save_model(str(folder))
@@ -158,6 +175,7 @@ def run(args: argparse.Namespace) -> int:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and paths of this machine
         card = _card(trainer, train_samples, eval_samples, trained.metrics, metrics)
         card.save(folder / "README.md")
+        finished_run.record(trainer, rendered_at)
         print(f"saved to {folder}")
     trainer.accelerator.wait_for_everyone()  # what the threads of a process group still hold is let go
     trainer.accelerator.end_training()  # a process that exits while they run may be aborted
@@ -203,8 +221,16 @@ def _card(
     )
 
 
+def _time_of_run(output_dir: Path, features: str | None) -> str:
+    """The time that chat templates see: that at which the run, or computing its features, began."""
+    known = [finished_run.recorded_time(output_dir)]
+    known += [read_facts(checkpoint).get("rendered_at") for checkpoint in complete_checkpoints(output_dir)[-1:]]
+    known += [] if features is None else [recorded_time(Path(features) / "train")]
+    return next((moment for moment in known if moment is not None), now())
+
+
 def _samples(
-    data_args: DataArguments, target: PreTrainedModel, tokenizer: Any
+    data_args: DataArguments, target: PreTrainedModel, tokenizer: Any, rendered_at: str
 ) -> tuple[SampleDataset, SampleDataset | None]:
     """Samples to train and to evaluate on; reports what became of the rows."""
 
@@ -220,6 +246,8 @@ def _samples(
             stop_token_ids=[stop_token_ids] if isinstance(stop_token_ids, int) else stop_token_ids,
             vocab_size=target.config.get_text_config(decoder=True).vocab_size,
             max_malformed=data_args.max_malformed,
+            chat_template_kwargs=json.loads(data_args.chat_template_kwargs or "{}"),
+            rendered_at=rendered_at,
         )
         print(f"{', '.join(data)}: {samples.report}")
         return samples
@@ -268,11 +296,11 @@ def _arrange(samples: SampleDataset, data_args: DataArguments, tokenizer: Any) -
     return packed, PackedCollator(pad_token_id, data_args.max_length)
 
 
-def _stored(target: FrozenTarget, dataset: Any, folder: Path) -> FeatureStore:
+def _stored(target: FrozenTarget, dataset: Any, folder: Path, rendered_at: str) -> FeatureStore:
     """Features of a dataset, computed unless they are there."""
     num_tokens = sum(dataset.lengths)
     hidden_size = target.model.config.get_text_config(decoder=True).hidden_size
     size = stored_bytes(num_tokens, len(target.feature_layer_ids), hidden_size, target.model.dtype)
     print(f"features of {num_tokens} tokens take {size / 1e9:.2f} GB in {folder}")
-    write_features(target, dataset, folder)
+    write_features(target, dataset, folder, rendered_at=rendered_at)
     return FeatureStore(folder, target.feature_layer_ids)
