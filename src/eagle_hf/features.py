@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from .configuration_eagle import EagleConfig
+from .target_config import TargetConfig
 from .versions import hidden_states_argument
 
 
@@ -45,7 +46,7 @@ class FeatureReader:
     """
 
     def __init__(self, model: PreTrainedModel, config: EagleConfig):
-        num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        num_layers = TargetConfig(model.config).num_layers
         self.layer_ids = config.resolve_feature_layer_ids(num_layers)
         self._last = num_layers
         self._width = config.target_hidden_size

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..draft_options import DraftOptions
 from ..modeling_eagle import EagleDraftModel
+from ..target_config import TargetConfig
 from .acceptance import chain_trials, confidence_bins
 from .methods import EAGLE, PLAIN, Method
 from .settings import BenchmarkSettings
@@ -65,7 +66,7 @@ class Measuring:
             except TemplateError as error:
                 raise CannotMeasure(f"the chat template refuses it: {error}") from error
             ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
-        limit = getattr(self.target.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        limit = TargetConfig(self.target.config).num_positions
         if limit and ids.shape[1] + self.settings.max_new_tokens > limit:
             raise CannotMeasure(
                 f"{ids.shape[1]} tokens of prompt and {self.settings.max_new_tokens} new ones exceed the {limit} "

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from ..draft_options import DraftOptions
 from ..model_card import Measurements, TaskResult, TrainingFacts, create_model_card
 from ..modeling_eagle import EagleDraftModel
+from ..target_config import TargetConfig
 from ..training import (
     EagleTrainer,
     EagleTrainingArguments,
@@ -244,7 +245,7 @@ def _samples(
             overflow=data_args.overflow,  # type: ignore[arg-type]  # argparse has checked the choice
             last_turn_only=data_args.last_turn_only,
             stop_token_ids=[stop_token_ids] if isinstance(stop_token_ids, int) else stop_token_ids,
-            vocab_size=target.config.get_text_config(decoder=True).vocab_size,
+            vocab_size=TargetConfig(target.config).vocab_size,
             max_malformed=data_args.max_malformed,
             chat_template_kwargs=json.loads(data_args.chat_template_kwargs or "{}"),
             rendered_at=rendered_at,
@@ -278,7 +279,7 @@ def _head(head_args: HeadArguments, target: PreTrainedModel, samples: SampleData
         fields = {name: getattr(head_args, name) for name in names}
         if head_args.intermediate_size is not None:
             fields["intermediate_size"] = head_args.intermediate_size
-        size = head_args.draft_vocab_size or target.config.get_text_config(decoder=True).vocab_size
+        size = head_args.draft_vocab_size or TargetConfig(target.config).vocab_size
         vocabulary = most_frequent_tokens(samples.token_counts, size)
         head = new_head(target, vocabulary, head_args.eagle_version, **fields)
     share = coverage(samples.token_counts, vocabulary)
@@ -299,7 +300,7 @@ def _arrange(samples: SampleDataset, data_args: DataArguments, tokenizer: Any) -
 def _stored(target: FrozenTarget, dataset: Any, folder: Path, rendered_at: str) -> FeatureStore:
     """Features of a dataset, computed unless they are there."""
     num_tokens = sum(dataset.lengths)
-    hidden_size = target.model.config.get_text_config(decoder=True).hidden_size
+    hidden_size = TargetConfig(target.model.config).hidden_size
     size = stored_bytes(num_tokens, len(target.feature_layer_ids), hidden_size, target.model.dtype)
     print(f"features of {num_tokens} tokens take {size / 1e9:.2f} GB in {folder}")
     write_features(target, dataset, folder, rendered_at=rendered_at)

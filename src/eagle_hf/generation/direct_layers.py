@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..target_config import TargetConfig
+
 
 _RUN_IN_ORDER: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
@@ -55,7 +57,7 @@ def _declared_layers(model: PreTrainedModel) -> list[nn.Module]:
     if not isinstance(kind, type) or not issubclass(kind, nn.Module):
         return []  # an `OutputRecorder`, which may mean anything
     layers = [module for module in decoder.modules() if isinstance(module, kind)]
-    if len(layers) != model.config.get_text_config(decoder=True).num_hidden_layers:
+    if len(layers) != TargetConfig(model.config).num_layers:
         return []
     return [] if any(map(_has_other_forward, (model, decoder, *layers))) else layers
 

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..draft_options import DraftOptions
 from ..kv_cache import GrowingLayer
 from ..modeling_eagle import EagleDraftModel
+from ..target_config import TargetConfig
 from ..target_modules import embedding_width, has_lm_head, input_device
 from ..versions import CACHE, FP8_LAYERS, STATELESS_LAYERS
 
@@ -81,7 +82,7 @@ def check_pair(model: PreTrainedModel, draft: EagleDraftModel) -> None:
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ValueError(f"EAGLE drafts need a decoder-only target, but {name} is an encoder-decoder model.")
-    config, target = draft.config, model.config.get_text_config(decoder=True)
+    config, target = draft.config, TargetConfig(model.config)
     trained_for = f" It was trained for {config.base_model_name_or_path}." if config.base_model_name_or_path else ""
     if target.vocab_size != config.vocab_size:
         raise ValueError(
@@ -94,7 +95,7 @@ def check_pair(model: PreTrainedModel, draft: EagleDraftModel) -> None:
             f"{config.target_hidden_size} (`draft.config.target_hidden_size`). Use the draft that belongs to this "
             f"target.{trained_for}"
         )
-    config.resolve_feature_layer_ids(target.num_hidden_layers)
+    config.resolve_feature_layer_ids(target.num_layers)
     if config.parallel_drafting and config.mask_token_id is None:
         raise ValueError(
             "The draft proposes tokens in parallel (P-EAGLE), but its repository does not say which token stands for "

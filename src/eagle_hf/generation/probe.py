@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionLayer
 from transformers.utils import logging
 
+from ..target_config import TargetConfig
 from ..target_modules import input_device
 from ..tree import DraftTree
 from .direct_layers import watched_layers
@@ -50,7 +51,7 @@ def can_verify_trees(model: PreTrainedModel) -> bool:
         `ValueError`: if the target can do neither.
     """
     verdicts = _VERDICTS.setdefault(model, {})
-    implementation = str(model.config.get_text_config(decoder=True)._attn_implementation)
+    implementation = TargetConfig(model.config).attention_implementation
     if implementation not in verdicts:
         with _call_set_aside(model):
             verdicts[implementation] = _probe(model)
@@ -60,7 +61,7 @@ def can_verify_trees(model: PreTrainedModel) -> bool:
 
 
 def _probe(model: PreTrainedModel) -> bool:
-    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    vocab_size = TargetConfig(model.config).vocab_size
     device = input_device(model)
     prompt_len = max(4, _window_beyond_the_cache(model))
     tokens = (torch.arange(prompt_len + 5, device=device) * 7 + 3) % vocab_size

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..features import FeatureReader
 from ..kv_cache import align_columns, capacity, clear_behind, keep_nodes
+from ..target_config import TargetConfig
 from ..tree import DraftTree
 from ..versions import CACHE, cache_of
 from .direct_layers import direct_layers
@@ -152,7 +153,7 @@ class Target:
         self.rotary_switch = RotarySwitch.on_the_way(config, past_len, max_length)
         self._ids = input_ids
         self._masks = TreeMasks(config, self.cache, self._prompt_mask)
-        self._max_positions = getattr(config, "max_position_embeddings", None)
+        self._max_positions = TargetConfig(self.model.config).num_positions
         self.layer_records.add_prompt(outputs, past_len)
         if has_recurrent_state(self.cache):
             pad_token = self.generation_config._pad_token_tensor

@@ -22,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..features import FeatureReader, last_decoder_layer
 from ..modeling_eagle import EagleDraftModel
+from ..target_config import TargetConfig
 from ..target_modules import lent_embedding, lent_lm_head
 
 
@@ -54,7 +55,7 @@ def write_answer(target: PreTrainedModel, prompt: torch.Tensor, max_new_tokens: 
     tokens = target.generate(
         prompt, attention_mask=torch.ones_like(prompt), do_sample=False, num_beams=1, max_new_tokens=max_new_tokens
     )
-    num_layers = target.config.get_text_config(decoder=True).num_hidden_layers
+    num_layers = TargetConfig(target.config).num_layers
     last: list[torch.Tensor] = []
 
     def keep(module: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:

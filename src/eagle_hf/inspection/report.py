@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from ..configuration_eagle import EagleConfig
 from ..generation.pairing import align_draft, check_pair
 from ..modeling_eagle import EagleDraftModel
+from ..target_config import TargetConfig
 from .acceptance import Answer, accepted_counts, share_by_depth, write_answer
 from .facts import HeadFacts, read_facts
 from .prompts import PROMPTS, encode
@@ -188,7 +189,7 @@ def inspect_head(
 
     published = best = measure(Reading())
     measured = [published]
-    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    num_layers = TargetConfig(model.config).num_layers
     for _ in range(MAX_ROUNDS):
         tried = [(m.reading.config(draft.config).to_dict(), m.reading.token_shift) for m in measured]
         others = [

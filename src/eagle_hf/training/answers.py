@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..target_config import TargetConfig
 from . import frozen_clock
 from .chat_text import ChatText, NotRenderable
 from .conversations import Data, Row, RowReader, RowReport
@@ -400,5 +401,4 @@ def _as_list(ids: Any) -> list[int]:
 
 def _max_positions(target: PreTrainedModel) -> int | None:
     """Positions that the target has, if its configuration tells."""
-    config = target.config.get_text_config(decoder=True).to_dict()
-    return config.get("max_position_embeddings")
+    return TargetConfig(target.config).num_positions

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_eagle import EagleConfig
 from ..features import FeatureReader
+from ..target_config import TargetConfig
 from ..target_modules import input_device, is_placed_by_hooks, lent_embedding, lent_lm_head
 from ..versions import hidden_states_argument
 
@@ -46,7 +47,7 @@ class FrozenTarget:
         if input_device(model) != device and not is_placed_by_hooks(model):
             model.to(device)
         self._embedding, self._lm_head = lent_embedding(model, device), lent_lm_head(model, device)
-        self.num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        self.num_layers = TargetConfig(model.config).num_layers
         # What the head reads; -1 is the last hidden state after the final norm, `num_layers` that before it.
         before_norm = config.reads_last_layer_before_norm(self.num_layers)
         self.feature_layer_ids = [-1 if i == self.num_layers and not before_norm else i for i in self.reader.layer_ids]
@@ -76,11 +77,11 @@ class FrozenTarget:
         Raises:
             `ValueError`: if the target returns no hidden states.
         """
+        given = {name: inputs[name] for name in ("attention_mask", "position_ids") if inputs.get(name) is not None}
         with self.reader:
             outputs = self.model(
                 inputs["input_ids"],
-                attention_mask=inputs.get("attention_mask"),
-                position_ids=inputs.get("position_ids"),
+                **given,
                 output_hidden_states=hidden_states_argument(sorted({*self.reader.layer_ids, self.num_layers})),
                 use_cache=False,
             )

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_eagle import EagleConfig
 from ..modeling_eagle import EagleDraftModel
+from ..target_config import TargetConfig
 from ..target_modules import embedding_rows, lm_head_rows
 from .vocabulary import cut_vocabulary
 
@@ -28,26 +29,25 @@ def new_head(
     Raises:
         `ValueError`: if the fields contradict each other, or the target is too shallow for the default feature layers.
     """
-    config = target.config.get_text_config(decoder=True)
-    settings = {
-        "eagle_version": eagle_version,
-        "vocab_size": config.vocab_size,
-        "draft_vocab_size": config.vocab_size if eagle_version == 3 else None,
-        "hidden_size": config.hidden_size,
-        "target_hidden_size": config.hidden_size,
-        "intermediate_size": getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        "head_dim": getattr(config, "head_dim", None),
-        "rms_norm_eps": getattr(config, "rms_norm_eps", 1e-5),
-        "max_position_embeddings": config.max_position_embeddings,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
-        "pad_token_id": config.pad_token_id,
-        "base_model_name_or_path": config.name_or_path or target.config.name_or_path or None,
+    config = TargetConfig(target.config)
+    read = {
+        "vocab_size": lambda: config.vocab_size,
+        "draft_vocab_size": lambda: config.vocab_size if eagle_version == 3 else None,
+        "hidden_size": lambda: config.hidden_size,
+        "target_hidden_size": lambda: config.hidden_size,
+        "intermediate_size": lambda: config.intermediate_size,
+        "num_attention_heads": lambda: config.num_attention_heads,
+        "num_key_value_heads": lambda: config.num_key_value_heads,
+        "head_dim": lambda: config.head_dim,
+        "rms_norm_eps": lambda: config.norm_eps,
+        "max_position_embeddings": lambda: config.num_positions or EagleConfig.max_position_embeddings,
+        "base_model_name_or_path": lambda: config.name_or_path,
     }
-    head = EagleDraftModel(EagleConfig(**(settings | fields)))
-    ids = head.config.resolve_feature_layer_ids(config.num_hidden_layers)  # named now: engines need them in the file
+    # What is given need not be in the target's configuration.
+    settings = {name: of_target() for name, of_target in read.items() if name not in fields}
+    settings |= config.special_token_ids
+    head = EagleDraftModel(EagleConfig(eagle_version=eagle_version, **(settings | fields)))
+    ids = head.config.resolve_feature_layer_ids(config.num_layers)  # named now: engines need them in the file
     head.config.feature_layer_ids = ids if eagle_version == 3 else head.config.feature_layer_ids
     rows = lm_head_rows(target) if head.lm_head is not None or draft_vocabulary is not None else None
     if head.lm_head is not None and rows is not None and rows.shape == head.lm_head.weight.shape:
