@@ -27,6 +27,7 @@ from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
 from .frozen_target import FrozenTarget
+from .packing_check import check_packing
 from .run_identity import identity_of_data, identity_of_weights
 
 
@@ -174,6 +175,8 @@ def _compute(
     inputs: dict[str, Any] = {
         name: sample[name][None].to(target.device) for name in ("input_ids", "position_ids") if name in sample
     }
+    if "position_ids" in inputs:
+        check_packing(target, num_blocks=1)
     features, last_hidden_states, logits = target.compute(inputs)
     if is_checked:
         again = target.lm_head(last_hidden_states)

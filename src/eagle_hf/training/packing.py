@@ -7,11 +7,10 @@ position_ids   0 1 2 3 4 5 0 1 2 3 0 1 2  0  1
 ```
 
 A token of a packed block must see its own document only. `transformers` finds the documents in the `position_ids`,
-which start again with each, when it is given no `attention_mask` and `use_cache=False`. This holds for targets that
-make their masks with `transformers.masking_utils` and run with the `eager`, `sdpa` or `flex_attention` implementation
-(the tests compare the first two; the third is compiled, for half a minute on a CPU, and was compared once by hand).
-`flash_attention_2` and `flash_attention_3` do the same only for batches of one block and silently mix the documents of
-larger ones. Models with convolutions or recurrent layers carry their state on into the next document.
+which start again with each, when it is given no `attention_mask` and `use_cache=False`. Not every target lets it:
+attention with sinks of its own, masks that are not made by `transformers.masking_utils`, layers with convolutions or a
+recurrent state, and FlashAttention in batches of several blocks mix the documents, without a word. `packing_check.py`
+tries it before anything is trained on.
 """
 
 import random
@@ -165,7 +164,9 @@ class PackedCollator:
         positions = []
         for block in blocks:
             own = torch.as_tensor(block["position_ids"])
-            positions.append(torch.cat([own, torch.arange(self.max_length - len(own))]))
+            # Positions of padding are not beyond those of the texts: some targets have no more of them.
+            padding = torch.arange(self.max_length - len(own)) % (int(own.max()) + 1)
+            positions.append(torch.cat([own, padding]))
         return {
             "input_ids": _pad([block["input_ids"] for block in blocks], self.max_length, self.pad_token_id),
             "loss_mask": _pad([block["loss_mask"] for block in blocks], self.max_length, 0),

@@ -17,6 +17,7 @@ from ..configuration_eagle import EagleConfig
 from ..generation.pairing import check_pair
 from ..model_card import create_model_card
 from ..modeling_eagle import EagleDraftModel
+from ..target_config import position_limit
 from . import durable_checkpoints, run_identity
 from .arguments import EagleTrainingArguments
 from .feature_regression import feature_regression_loss
@@ -24,7 +25,9 @@ from .frozen_target import FrozenTarget, TargetSignal
 from .losses import LOSSES
 from .muon import MuonAndAdamW
 from .objective import Figures, ObjectiveOutput, rows_that_draft
+from .packing_check import check_packing
 from .progress import Progress, ProgressCounter, as_dict
+from .text_lengths import check_batch, check_lengths
 from .training_time_test import training_time_test_loss
 
 
@@ -53,7 +56,7 @@ class EagleTrainer(Trainer):
             all of shape `(batch_size, seq_len, ...)`.
 
     Raises:
-        `ValueError`: if head and target do not fit each other.
+        `ValueError`: if head and target do not fit each other, or texts are longer than the target has positions.
     """
 
     def __init__(
@@ -71,6 +74,10 @@ class EagleTrainer(Trainer):
             model.lm_head.requires_grad_(False)
         super().__init__(model=model, args=args, **kwargs)
         self.target = FrozenTarget(target, model.config, self.args.device)
+        self._position_limit = position_limit(target)
+        check_lengths(self.target, self.train_dataset)
+        for dataset in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
+            check_lengths(self.target, dataset)
         self._staging: Path | None = None
         self._figures = Figures()
         self.model_accepts_loss_kwargs = True  # the loss is divided by the trained rows of all batches of a step
@@ -112,8 +119,10 @@ class EagleTrainer(Trainer):
 
         Raises:
             `FloatingPointError`: if the loss is not finite; the weights are still those before this batch.
+            `ValueError`: if texts are packed and the target mixes them.
         """
-        result = model(objective=partial(self._objective, inputs, self.target.read(inputs), num_items_in_batch))
+        target = self.target.read(self._checked(inputs))
+        result = model(objective=partial(self._objective, inputs, target, num_items_in_batch))
         loss = result.loss
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -124,6 +133,19 @@ class EagleTrainer(Trainer):
         if num_items_in_batch is not None and self._averages_over_processes:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, and losses logged so
         return (loss, result) if return_outputs else loss
+
+    def _checked(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the target is to read, if it can."""
+        check_batch(self.target.model, self._position_limit, inputs)
+        if "features" in inputs or "document_ids" not in inputs:
+            return inputs
+        if inputs.get("position_ids") is None:
+            raise ValueError(
+                "The batch has `document_ids` and no `position_ids`: a target keeps packed texts apart by positions "
+                "that start again with each. `PackedCollator` makes both."
+            )
+        check_packing(self.target, len(inputs["input_ids"]))
+        return {name: values for name, values in inputs.items() if name != "attention_mask"}  # it would mix them
 
     @property
     def _averages_over_processes(self) -> bool:
