@@ -23,6 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .sharded_weights import whole
+from .target_config import TargetConfig
 
 
 # Of weights that are multiplied as they are. Others (int8, float8, packed ones) say nothing of what a layer takes.
@@ -132,7 +133,7 @@ def lm_head_rows(model: PreTrainedModel) -> torch.Tensor | None:
     lm_head = lent_lm_head(model, torch.device("cpu"))
     if lm_head is None:
         return None
-    width = getattr(lm_head.module, "in_features", None) or model.config.get_text_config(decoder=True).hidden_size
+    width = getattr(lm_head.module, "in_features", None) or TargetConfig(model.config).hidden_size
     bias = lm_head(torch.zeros(1, width))[0]  # (vocab_size,)
     rows = bias.new_empty(len(bias), width)
     for first in range(0, width, _ROWS_AT_ONCE):

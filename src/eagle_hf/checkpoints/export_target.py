@@ -6,6 +6,7 @@ from transformers import AutoConfig
 
 from ..configuration_eagle import EagleConfig
 from ..hub_names import hub_id
+from ..target_config import TargetConfig
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,9 @@ def find_target(target: str | None) -> ExportTarget:
 
 def _number_of_layers(target: str) -> int | None:
     try:
-        config = AutoConfig.from_pretrained(target, local_files_only=True)
+        return TargetConfig(AutoConfig.from_pretrained(target, local_files_only=True)).num_layers
     except (OSError, ValueError, KeyError):  # not here, or of a kind that only its own code knows
         return None
-    return getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
 
 
 def settle_feature_layers(config: EagleConfig, num_target_layers: int | None) -> EagleConfig:
