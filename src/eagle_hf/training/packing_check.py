@@ -76,7 +76,7 @@ def find_problem(target: FrozenTarget, num_blocks: int = 2) -> str | None:
     for i in range(len(joined)):
         expected = torch.cat([signals[i][0] for signals in alone])
         size = float(expected.abs().mean(-1).max())
-        limit = _ROUNDING.get(dtype, _LEAST_ROUNDING) * size
+        limit = (_LEAST_ROUNDING if dtype is None else _ROUNDING.get(dtype, _LEAST_ROUNDING)) * size
         if dtype not in (torch.float32, torch.float64):  # rounding may choose other experts
             limit = max(limit, 0.1 * _distance(joined[i][0, start:], expected))
         error = max(_distance(block[start:], expected) for block in packed[i])
