@@ -170,10 +170,9 @@ def position_limit(model: PreTrainedModel) -> int | None:
     num_positions = TargetConfig(model.config).num_positions
     if num_positions is None:
         return None
-    decoder, token_embedding = model.get_decoder(), model.get_input_embeddings()
-    limits = []
+    decoder, limits = model.get_decoder(), []
     for name, module in (decoder if isinstance(decoder, nn.Module) else model).named_modules():
-        is_table = isinstance(module, nn.Embedding) and module is not token_embedding and re.search("pos|wpe", name)
+        is_table = isinstance(module, nn.Embedding) and re.search("pos|wpe", name)
         if is_table and num_positions <= module.num_embeddings <= num_positions + 2:
             offset = getattr(module, "offset", None)
             first = module.padding_idx + 1 if module.padding_idx is not None else 0  # of RoBERTa and its kin
