@@ -10,8 +10,9 @@ from . import versions  # noqa: F401 (first: it says which transformers is neede
 from .checkpoints import export_checkpoint
 from .configuration_eagle import EagleConfig
 from .draft_options import DraftOptions
+from .generation.attaching import attach, detach
 from .generation.output import EagleGenerateOutput
-from .generation.seam import attach, detach, install, uninstall
+from .generation.seam import install, uninstall
 from .inspection import inspect_head
 from .model_card import Measurements, TaskResult, TrainingFacts, create_model_card
 from .modeling_eagle import EagleDraftModel, EagleDraftOutput

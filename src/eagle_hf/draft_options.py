@@ -1,7 +1,12 @@
-"""How to draft: the fields of `draft.generation_config` that shape the tree, read and checked in one place."""
+"""
+How to draft: the options that shape the tree, read and checked in one place. A head brings its own along
+(`draft.generation_config`), and every call of `generate` may say otherwise.
+"""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
 
 from transformers import GenerationConfig
 
@@ -21,7 +26,8 @@ EAGLE1_TREE_PATHS = (
 @dataclass(frozen=True)
 class DraftOptions:
     """
-    The shape of the draft tree.
+    The shape of the draft tree. `draft.generation_config` holds these options for all calls; a call of `generate` says
+    otherwise by keywords of the same names, or in the `generation_config` that is passed to it.
 
     Args:
         draft_tree (`str`, defaults to `"dynamic"`):
@@ -120,32 +126,46 @@ class DraftOptions:
 
     @classmethod
     def from_generation_config(
-        cls, generation_config: GenerationConfig, device_type: str | None = None
+        cls,
+        generation_config: GenerationConfig,
+        device_type: str | None = None,
+        written: Mapping[str, Any] | None = None,
     ) -> "DraftOptions":
         """
-        Read the options from `draft.generation_config`. Fields that are not set keep their defaults.
+        Reads the options from `draft.generation_config`. Fields that are not set keep their defaults.
 
         Args:
             generation_config ([`~transformers.GenerationConfig`]): That of the head.
             device_type (`str`, *optional*): Where the head runs: on a `"cpu"`, where verifying more nodes takes longer,
                 the size of trees that nobody has chosen is found by measurement.
+            written (`Mapping[str, Any]`, *optional*): What the call says, see [`written_options`]; it comes first. A
+                number of nodes is a choice too: without a kind of tree it means `"dynamic"`, and for a `"chain"`
+                without a depth it is the depth.
 
         Raises:
             `ValueError`: if a value is out of range, or a `draft_*` field does not exist (a misspelt option).
         """
-        fields = {name: value for name, value in vars(generation_config).items() if name in cls.__dataclass_fields__}
-        unknown = [name for name in vars(generation_config) if name.startswith("draft_") and name not in fields]
-        if unknown:
-            raise ValueError(
-                f"`draft.generation_config` has unknown draft options {unknown}. "
-                f"Known: {', '.join(cls.__dataclass_fields__)}."
-            )
-        chosen = {name: value for name, value in fields.items() if value is not None}
-        return cls(**({"draft_tree": "auto"} if device_type == "cpu" else {}) | chosen)
+        written = written or {}
+        _check_names(vars(generation_config), "`draft.generation_config` has")
+        chosen = cls._fields_of(vars(generation_config)) | dict(written)
+        if "draft_tree" not in chosen and device_type == "cpu" and "num_assistant_tokens" not in written:
+            chosen["draft_tree"] = "auto"
+        if chosen.get("draft_tree") == "chain" and "num_assistant_tokens" in written and "draft_depth" not in written:
+            chosen["draft_depth"] = written["num_assistant_tokens"]
+        return cls(**chosen)
+
+    @classmethod
+    def _fields_of(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the values that are options and set; `None` leaves an option open."""
+        return {name: values[name] for name in cls.__dataclass_fields__ if values.get(name) is not None}
 
     def as_chain(self) -> "DraftOptions":
         """The same options for a chain. One of automatic size stays that: with one child per node it is a chain."""
         return replace(self, draft_width=1) if self.draft_tree == "auto" else replace(self, draft_tree="chain")
+
+    def to_keywords(self) -> dict[str, Any]:
+        """The options as keywords of a call of `generate`, whatever the head's own are."""
+        return self._fields_of({name: getattr(self, name) for name in self.__dataclass_fields__})
 
     def to_generation_config(self) -> GenerationConfig:
         """A generation config with these options, to be set as `draft.generation_config`."""
@@ -157,3 +177,52 @@ class DraftOptions:
         config = cls().to_generation_config()
         config.draft_tree = None
         return config
+
+
+def written_options(
+    keywords: Mapping[str, Any], generation_config: GenerationConfig | None, own: GenerationConfig | None
+) -> dict[str, Any]:
+    """
+    Returns the draft options that the caller of `generate` has written. What `transformers` fills into a config, and
+    what the target's own config says, were not written for this head and do not count.
+
+    Args:
+        keywords (`Mapping[str, Any]`): Keywords of the call; they come first.
+        generation_config ([`~transformers.GenerationConfig`], *optional*): The one that was passed to the call.
+        own ([`~transformers.GenerationConfig`], *optional*): That of the target.
+
+    Raises:
+        `ValueError`: if an option that begins with `draft_` does not exist.
+    """
+    _check_names(keywords, "`generate` got")
+    in_config = {} if generation_config is None else vars(generation_config)
+    _check_names(in_config, "The `generation_config` of this call has")
+    written = DraftOptions._fields_of(in_config)
+    if generation_config is not None and _is_made_from(generation_config, own):
+        inherited = {} if own is None else DraftOptions._fields_of(vars(own))
+        filled_in = GenerationConfig._get_default_generation_params() | inherited
+        written = {name: value for name, value in written.items() if value != filled_in.get(name)}
+    return written | DraftOptions._fields_of(keywords)
+
+
+def is_draft_option(name: str) -> bool:
+    """Whether a keyword of `generate` is about drafting, existing or misspelt."""
+    return name in DraftOptions.__dataclass_fields__ or name.startswith("draft_")
+
+
+def _is_made_from(generation_config: GenerationConfig, own: GenerationConfig | None) -> bool:
+    """Whether it is a copy of the target's config, or filled in by `transformers`, as older pipelines have it."""
+    defaults = GenerationConfig._get_default_generation_params()
+    if all(getattr(generation_config, name, None) is not None for name, value in defaults.items() if value is not None):
+        return True
+    origins = [getattr(config, "_original_object_hash", None) for config in (generation_config, own)]
+    return origins[0] is not None and origins[0] == origins[1]
+
+
+def _check_names(names: Collection[str], where: str) -> None:
+    known = list(DraftOptions.__dataclass_fields__)
+    unknown = [name for name in names if name.startswith("draft_") and name not in known]
+    if unknown:
+        meant = get_close_matches(unknown[0], known, n=1)
+        hint = f"Did you mean `{meant[0]}`? " if meant else ""
+        raise ValueError(f"{where} unknown draft options {unknown}. {hint}Known: {', '.join(known)}.")

@@ -68,44 +68,6 @@ class TestInstall:
             eagle_hf.install()
 
 
-class TestAttach:
-    def test_attached_drafts_are_used_until_detached(self, target, draft):
-        plain = greedy(target)
-        eagle_hf.attach(target, draft)
-        try:
-            output = greedy(target, return_dict_in_generate=True)
-            assert isinstance(output, eagle_hf.EagleGenerateOutput)
-            assert torch.equal(output.sequences, plain)
-            eagle_hf.attach(target, draft)  # replaces, does not nest
-        finally:
-            eagle_hf.detach(target)
-        assert "generate" not in vars(target)
-        assert not isinstance(greedy(target, return_dict_in_generate=True), eagle_hf.EagleGenerateOutput)
-        eagle_hf.detach(target)
-
-    def test_a_passed_assistant_wins(self, target, draft):
-        eagle_hf.attach(target, draft)
-        try:
-            output = greedy(target, assistant_model=None, return_dict_in_generate=True)
-            assert not isinstance(output, eagle_hf.EagleGenerateOutput)
-        finally:
-            eagle_hf.detach(target)
-
-    def test_what_was_there_comes_back(self, target, draft):
-        target.generate = mine = target.generate
-        try:
-            eagle_hf.attach(target, draft)
-            eagle_hf.detach(target)
-            assert vars(target)["generate"] is mine
-        finally:
-            del target.__dict__["generate"]
-
-    def test_a_wrong_pair_is_refused_when_attaching(self, draft):
-        draft.config.vocab_size = 50
-        with pytest.raises(ValueError, match="vocabulary"):
-            eagle_hf.attach(tiny_target("gpt-neox"), draft)
-
-
 class TestRefusals:
     def check(self, target, draft, message, **kwargs):
         with pytest.raises(ValueError, match=message):
@@ -198,11 +160,17 @@ class TestEverydayCalls:
         plain = target.generate(PROMPT, generation_config=config)
         assert torch.equal(target.generate(PROMPT, generation_config=config, assistant_model=draft), plain)
 
-    def test_beam_search_ignores_the_draft_as_it_ignores_every_assistant(self, target, draft):
-        plain = target.generate(PROMPT, max_new_tokens=6, num_beams=2, do_sample=False)
-        assert torch.equal(
-            target.generate(PROMPT, max_new_tokens=6, num_beams=2, do_sample=False, assistant_model=draft), plain
-        )
+    @pytest.mark.parametrize("sampling", [False, True], ids=["beam search", "beam sample"])
+    def test_beams_run_without_the_draft_and_say_so(self, target, draft, sampling, caplog):
+        texts = []
+        for assistant in ({}, {"assistant_model": draft, "draft_tree": "chain"}):
+            torch.manual_seed(0)
+            options = {"num_beams": 2, "do_sample": sampling, "return_dict_in_generate": True}
+            texts.append(target.generate(PROMPT, max_new_tokens=6, **options, **assistant))
+        assert torch.equal(texts[0].sequences, texts[1].sequences)
+        assert type(texts[0]) is type(texts[1])
+        (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("eagle_hf")]
+        assert warning.startswith(f"The draft is not used: the call asks for beam s{('earch', 'ample')[sampling]}")
 
     @pytest.mark.parametrize("texts", ["abc", ["abc", "d", "ef", "ghij"]], ids=["one", "batch"])
     def test_pipelines(self, target, draft, texts):

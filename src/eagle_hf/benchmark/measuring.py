@@ -30,7 +30,7 @@ class Measuring:
 
     Args:
         target ([`~transformers.PreTrainedModel`]): The target.
-        draft ([`EagleDraftModel`]): The head. Its `generation_config` is another during a measurement only.
+        draft ([`EagleDraftModel`]): The head.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's.
         methods (`Sequence[Method]`): What to measure, plain `generate` among them.
         settings ([`BenchmarkSettings`]): How.
@@ -163,15 +163,11 @@ class Measuring:
         sampling = self.settings.sampling(temperature)
         options = {"max_new_tokens": self.settings.max_new_tokens, **sampling, **method.options}
         options["draft"] = options.pop("assistant_model", None)
-        before = self.draft.generation_config
         if method.draft_config is not None:
-            self.draft.generation_config = method.draft_config
+            options |= DraftOptions.from_generation_config(method.draft_config, self.draft.device.type).to_keywords()
             options["draft"] = self.draft
-        try:
-            with nullcontext([0]) if method.is_eagle else count_forwards(self.target) as count:
-                seconds, output = timed(self.target, ids, seed=seed, **options)
-        finally:
-            self.draft.generation_config = before
+        with nullcontext([0]) if method.is_eagle else count_forwards(self.target) as count:
+            seconds, output = timed(self.target, ids, seed=seed, **options)
         return seconds, output, output.target_forwards if method.is_eagle else count[0]
 
     def _compare(

@@ -27,6 +27,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..compiled_draft import CompiledDraftNetwork
 from ..draft_network import DraftNetwork
+from ..draft_options import DraftOptions
 from ..drafting import Drafter
 from ..generation.selection import NodeSelector, PathSelector, TokenSelector
 from ..generation.target import Target
@@ -176,32 +177,30 @@ def profile(
     """
     trees = trees or {"the head's own tree": draft.generation_config}
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": None}
-    before = draft.generation_config
+    keywords = {
+        name: DraftOptions.from_generation_config(config, draft.device.type).to_keywords()
+        for name, config in trees.items()
+    }
     facts: dict[str, Any] = {"max_new_tokens": max_new_tokens, "trees": {}}
     plain_times: list[float] = []
     collected: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
-    try:
-        for name, config in trees.items():  # counting warms up as well
-            draft.generation_config = config
-            with Parts(target.device, counts=True) as counted:
-                _, output = timed(target, input_ids, draft, **options)
-                total = [float(counted._mode.number), float(counted._mode.reads)]
+    for name in trees:  # counting warms up as well
+        with Parts(target.device, counts=True) as counted:
+            _, output = timed(target, input_ids, draft, **options, **keywords[name])
+            total = [float(counted._mode.number), float(counted._mode.reads)]
+        steps = max(output.target_forwards - 1, 1)
+        facts["trees"][name] = _split(counted.steps[0], total, steps)
+    with OperatorCount() as plain:
+        timed(target, input_ids, **options)
+    facts["plain_operators_per_token"] = round(plain.number / max_new_tokens, 1)
+    for _ in range(repeats):
+        plain_times.append(1000 * timed(target, input_ids, **options)[0] / max_new_tokens)
+        for name in trees:
+            with Parts(target.device, counts=False) as parts:
+                seconds, output = timed(target, input_ids, draft, **options, **keywords[name])
             steps = max(output.target_forwards - 1, 1)
-            facts["trees"][name] = _split(counted.steps[0], total, steps)
-        with OperatorCount() as plain:
-            timed(target, input_ids, **options)
-        facts["plain_operators_per_token"] = round(plain.number / max_new_tokens, 1)
-        for _ in range(repeats):
-            plain_times.append(1000 * timed(target, input_ids, **options)[0] / max_new_tokens)
-            for name, config in trees.items():
-                draft.generation_config = config
-                with Parts(target.device, counts=False) as parts:
-                    seconds, output = timed(target, input_ids, draft, **options)
-                steps = max(output.target_forwards - 1, 1)
-                split = _split(parts.steps[0], [1000 * seconds, 0.0], steps)
-                collected[name].append({part: values[0] for part, values in split.items()})
-    finally:
-        draft.generation_config = before
+            split = _split(parts.steps[0], [1000 * seconds, 0.0], steps)
+            collected[name].append({part: values[0] for part, values in split.items()})
     facts["plain_ms_per_token"] = round(statistics.median(plain_times), 3)
     lines = [f"plain token: {facts['plain_ms_per_token']:.2f} ms, {facts['plain_operators_per_token']:.0f} operators"]
     for name in trees:

@@ -50,24 +50,19 @@ class Comparison:
         """
         if not prompt.strip():
             raise gr.Error("The prompt is empty.")
-        before = self.pair.draft.generation_config
-        options = DraftOptions.from_generation_config(before, self.pair.draft.device.type)
-        kind = "dynamic" if options.draft_tree == "static" else options.draft_tree
-        self.pair.draft.generation_config = DraftOptions(
-            draft_tree=kind,
+        own = DraftOptions.from_generation_config(self.pair.draft.generation_config, self.pair.draft.device.type)
+        options = DraftOptions(
+            draft_tree="dynamic" if own.draft_tree == "static" else own.draft_tree,
             num_assistant_tokens=int(nodes),
             draft_depth=int(depth),
             draft_width=int(width),
-            draft_threshold=options.draft_threshold,
+            draft_threshold=own.draft_threshold,
             output_draft_trees=True,
-        ).to_generation_config()
-        try:
-            yield from self._run(self.pair.encode(prompt), int(num_tokens), float(temperature), int(seed))
-        finally:
-            self.pair.draft.generation_config = before
+        )
+        yield from self._run(self.pair.encode(prompt), int(num_tokens), float(temperature), int(seed), options)
 
     def _run(
-        self, input_ids: torch.Tensor, num_tokens: int, temperature: float, seed: int
+        self, input_ids: torch.Tensor, num_tokens: int, temperature: float, seed: int, options: DraftOptions
     ) -> Iterator[tuple[str, str, str, list[str]]]:
         settings: dict[str, Any] = {"max_new_tokens": num_tokens, "do_sample": temperature > 0, "seed": seed}
         if temperature > 0:
@@ -75,12 +70,14 @@ class Comparison:
         if not self._is_warm:
             yield "", "", _figures("Warming up ..."), []
             for with_draft in (False, True):
-                self.pair.run(input_ids, with_draft, max_new_tokens=8, do_sample=False)
+                drafting = options.to_keywords() if with_draft else {}
+                self.pair.run(input_ids, with_draft, max_new_tokens=8, do_sample=False, **drafting)
             self._is_warm = True
         plain_text = eagle_text = ""
         runs = []
         for with_draft in (False, True):
-            for shown in self._stream(input_ids, with_draft, settings):
+            drafting = options.to_keywords() if with_draft else {}
+            for shown in self._stream(input_ids, with_draft, settings | drafting):
                 if isinstance(shown, Run):
                     runs.append(shown)
                 elif with_draft:

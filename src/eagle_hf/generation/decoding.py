@@ -2,6 +2,7 @@
 The decoding loop: what runs in place of `transformers`' own assisted decoding when the assistant is an EAGLE draft.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ def eagle_decoding(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     draft: EagleDraftModel,
+    written: Mapping[str, Any] | None = None,
     synced_gpus: bool = False,
     streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
@@ -62,6 +64,7 @@ def eagle_decoding(
         synced_gpus (`bool`): Whether every rank runs as many forwards of the target as the slowest one, which targets
             with weights spread over ranks need (DeepSpeed ZeRO-3, FSDP).
         draft ([`EagleDraftModel`]): The draft head.
+        written (`Mapping[str, Any]`, *optional*): Draft options of this call; the head's own hold for the others.
 
     Returns:
         [`EagleGenerateOutput`] or `torch.LongTensor` of shape `(batch_size, length)`
@@ -69,7 +72,7 @@ def eagle_decoding(
     cache_name = cache_argument(model)
     check_cache(model_kwargs.get(cache_name))
     is_tree = can_verify_trees(model)
-    options = DraftOptions.from_generation_config(draft.generation_config, draft.device.type)
+    options = DraftOptions.from_generation_config(draft.generation_config, draft.device.type, written)
     if not is_tree:
         if options.draft_tree not in ("chain", "auto"):
             logger.warning_once(

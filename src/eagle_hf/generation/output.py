@@ -24,7 +24,7 @@ class EagleGenerateOutput(GenerateDecoderOnlyOutput):
         draft_forwards (`int`, *optional*): Forwards of the draft.
         draft_trees (`list[tuple[DraftTree, list[list[int]]]]`, *optional*):
             The trees of every step, and per row the nodes that were accepted, the root first. Returned where
-            `draft.generation_config.output_draft_trees` is `True`.
+            `output_draft_trees` is `True`, in the call or in `draft.generation_config`.
         tree_sizing ([`TreeSizing`], *optional*):
             For `draft_tree = "auto"`: what is known about the worth of trees; its `report()` says it in a sentence.
     """

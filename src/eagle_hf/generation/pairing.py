@@ -1,5 +1,8 @@
 """Whether a target, a draft and the options of a `generate` call fit together; refused at the door with the reason."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from transformers import Cache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import (
     DynamicIndexedLayer,
@@ -20,6 +23,7 @@ from ..modeling_eagle import EagleDraftModel
 from ..target_config import TargetConfig
 from ..target_modules import embedding_width, has_lm_head, input_device
 from ..versions import CACHE, FP8_LAYERS, STATELESS_LAYERS
+from .call import CallConfig
 
 
 logger = logging.get_logger(__name__)
@@ -32,17 +36,46 @@ SUPPORTED_LAYERS = (
 
 _QUANTIZED_REASON = (
     "but this backend rounds many tokens together, as soon as it has gathered enough of them: rejected drafts would be "
-    "among them, and the text would no longer be that of plain `generate`. Use a DynamicCache, a quantised one with "
-    "`cache_config={'backend': 'fp8'}` (from transformers 5.23 on), or generate without `assistant_model`."
+    "among them, and the text would no longer be that of plain `generate`."
+)
+_QUANTIZED_ADVICE = (
+    "Use a DynamicCache, a quantised one with `cache_config={'backend': 'fp8'}` (from transformers 5.23 on), or "
+    "generate without `assistant_model`."
 )
 
 
-def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config: GenerationConfig) -> None:
+class CannotDraft(ValueError):
+    """
+    The draft and the target fit together, but this call cannot be drafted.
+
+    Args:
+        reason (`str`): Why.
+        advice (`str`): What whoever passed the draft can do about it.
+    """
+
+    def __init__(self, reason: str, advice: str):
+        super().__init__(f"{reason} {advice}")
+        self.reason = reason
+
+
+def check_call(
+    model: PreTrainedModel,
+    draft: EagleDraftModel,
+    generation_config: GenerationConfig | CallConfig,
+    written: Mapping[str, Any] | None = None,
+) -> None:
     """
     Check what is known before anything has run.
 
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The target.
+        draft ([`EagleDraftModel`]): The head.
+        generation_config ([`~transformers.GenerationConfig`] or [`CallConfig`]): What the call asks for.
+        written (`Mapping[str, Any]`, *optional*): What it says about drafting.
+
     Raises:
-        `ValueError`: if the draft does not fit the target, or the target or an option cannot work with draft trees.
+        `ValueError`: if the draft does not fit the target, or an option of the draft is wrong.
+        [`CannotDraft`]: if they do, but calls like this one are not drafted.
     """
     check_pair(model, draft)
     if input_device(model).type == "meta":
@@ -55,20 +88,20 @@ def check_call(model: PreTrainedModel, draft: EagleDraftModel, generation_config
             "The weights of the draft are on the meta device, which holds shapes but no numbers. Load it with "
             "`EagleDraftModel.from_pretrained`."
         )
-    DraftOptions.from_generation_config(draft.generation_config)
+    DraftOptions.from_generation_config(draft.generation_config, written=written)
     if generation_config.use_cache is False:
-        raise ValueError(
-            "Got `use_cache=False`, but verifying drafts needs the keys and values of earlier tokens. Leave "
-            "`use_cache` at its default, or generate without `assistant_model`."
+        raise CannotDraft(
+            "Got `use_cache=False`, but verifying drafts needs the keys and values of earlier tokens.",
+            "Leave `use_cache` at its default, or generate without `assistant_model`.",
         )
     implementation = generation_config.cache_implementation
     if implementation == "quantized" and (generation_config.cache_config or {}).get("backend") != "fp8":
-        raise ValueError(f"Got `cache_implementation='quantized'`, {_QUANTIZED_REASON}")
-    if implementation not in (None, "dynamic", "static", "offloaded", "quantized"):
-        raise ValueError(
+        raise CannotDraft(f"Got `cache_implementation='quantized'`, {_QUANTIZED_REASON}", _QUANTIZED_ADVICE)
+    if implementation not in (None, "dynamic", "static", "offloaded", "quantized", "hybrid"):
+        raise CannotDraft(
             f"Got `cache_implementation={implementation!r}`, but drafts are verified with a dynamic or a static cache: "
-            "rejected nodes must be removed from it again. Leave `cache_implementation` unset, or generate without "
-            "`assistant_model`."
+            "rejected nodes must be removed from it again.",
+            "Leave `cache_implementation` unset, or generate without `assistant_model`.",
         )
 
 
@@ -133,22 +166,29 @@ def check_cache(cache: Cache | None) -> None:
         `ValueError`: naming the layer type that cannot.
     """
     if cache is None:
-        raise ValueError(
+        raise CannotDraft(
             "The target prepares its own cache instead of a `transformers` DynamicCache, so that rejected drafts could "
-            "not be removed from it. Generate without `assistant_model`."
+            "not be removed from it.",
+            "Generate without `assistant_model`.",
         )
     if isinstance(cache, EncoderDecoderCache):
-        raise ValueError("Got an EncoderDecoderCache, but EAGLE drafts need a decoder-only target.")
+        raise CannotDraft(
+            "Got an EncoderDecoderCache, but EAGLE drafts need a decoder-only target.",
+            "Pass a DynamicCache, or generate without `assistant_model`.",
+        )
     for layer in cache.layers:
         if type(layer) not in SUPPORTED_LAYERS and isinstance(layer, QuantizedLayer):
-            raise ValueError(f"Got cache layers of type {type(layer).__name__}, {_QUANTIZED_REASON}")
+            raise CannotDraft(
+                f"Got cache layers of type {type(layer).__name__}, {_QUANTIZED_REASON}", _QUANTIZED_ADVICE
+            )
         if type(layer) not in SUPPORTED_LAYERS:
             kind = f"cache layers of type {type(layer).__name__}"
             if isinstance(layer, StaticSlidingWindowLayer):
                 kind = "a static cache with sliding-window layers"
-            raise ValueError(
-                f"Got {kind}, which cannot drop the rejected nodes of a draft tree exactly. Use a DynamicCache (leave "
-                f"`cache_implementation` and `{CACHE}` unset), or generate without `assistant_model`."
+            raise CannotDraft(
+                f"Got {kind}, which cannot drop the rejected nodes of a draft tree exactly.",
+                f"Use a DynamicCache (leave `cache_implementation` and `{CACHE}` unset), or generate without "
+                "`assistant_model`.",
             )
 
 
