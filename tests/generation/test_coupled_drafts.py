@@ -92,6 +92,18 @@ def test_every_kind_of_tree_can_be_coupled(kind, lengths, penalty):
         assert torch.equal(plain_state, state)
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "auto", "static", "chain"])
+def test_parallel_heads_draft_chains_whatever_the_options_say(kind):
+    """Deeper than the static tree of the defaults, whose levels are not theirs."""
+    target, inputs = target_of("llama"), left_padded_prompts(PROMPT_LENGTHS)
+    draft = random_draft(target, parallel_drafting=True, mask_token_id=4)
+    use_options(draft, draft_tree=kind, draft_depth=8, num_assistant_tokens=8)
+    plain, plain_state = sampled(target, None, 0, inputs)
+    ours, state = sampled(target, draft, 0, inputs)
+    assert torch.equal(plain.sequences, ours.sequences)
+    assert torch.equal(plain_state, state)
+
+
 def test_looking_ahead_leaves_the_generator_where_it_was(monkeypatch):
     target, inputs = target_of("llama"), left_padded_prompts(PROMPT_LENGTHS)
     ahead, calls = TokenSelector.noise_ahead, []

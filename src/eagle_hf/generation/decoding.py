@@ -73,12 +73,12 @@ def eagle_decoding(
     check_cache(model_kwargs.get(cache_name))
     is_tree = can_verify_trees(model)
     options = DraftOptions.from_generation_config(draft.generation_config, draft.device.type, written)
-    if not is_tree:
-        if options.draft_tree not in ("chain", "auto"):
-            logger.warning_once(
-                f"{type(model).__name__} verifies chains only, as its layers take no mask per node: the draft proposes "
-                "chains. `draft.generation_config.draft_tree = 'chain'` says so without this warning."
-            )
+    if not is_tree and options.draft_tree not in ("chain", "auto"):
+        logger.warning_once(
+            f"{type(model).__name__} verifies chains only, as its layers take no mask per node: the draft proposes "
+            "chains. `draft.generation_config.draft_tree = 'chain'` says so without this warning."
+        )
+    if not is_tree or draft.config.parallel_drafting:  # P-EAGLE drafts chains whatever the options say
         options = options.as_chain()
 
     model_kwargs[cache_name] = with_room(model, model_kwargs[cache_name], options.max_nodes)
