@@ -14,6 +14,7 @@ from .generation.attaching import attach, detach
 from .generation.output import EagleGenerateOutput
 from .generation.seam import install, uninstall
 from .inspection import inspect_head
+from .loading import load_processor, load_target, load_tokenizer
 from .model_card import Measurements, TaskResult, TrainingFacts, create_model_card
 from .modeling_eagle import EagleDraftModel, EagleDraftOutput
 from .tree import DraftTree
@@ -37,6 +38,9 @@ __all__ = [
     "export_checkpoint",
     "inspect_head",
     "install",
+    "load_processor",
+    "load_target",
+    "load_tokenizer",
     "uninstall",
 ]
 

@@ -5,7 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, is_offline_mode, try_to_load_from_cache
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    HfApi,
+    constants,
+    hf_hub_download,
+    is_offline_mode,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from transformers.utils import cached_file
 
@@ -60,6 +67,28 @@ def find_file(source: str | os.PathLike, name: str, **hub_kwargs: Any) -> Path |
         return None if found is None else Path(found)
     except _HTTP_ERROR as error:  # an answer that breaks off
         raise NotReached(_why_not_reached(source, path, False, error)) from error
+
+
+def list_files(source: str | os.PathLike, **hub_kwargs: Any) -> list[str]:
+    """
+    Returns the names of files in a folder (and in those directly inside) or repository, for a hint; none where the Hub
+    does not tell.
+
+    Args:
+        source, hub_kwargs: As in [`find_file`].
+    """
+    folder = Path(expand(source), hub_kwargs.get("subfolder") or "")
+    if folder.is_dir():
+        found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file())
+        return sorted(path.relative_to(folder).as_posix() for path in found)
+    if hub_kwargs.get("local_files_only") or is_offline_mode():
+        return []
+    try:
+        return HfApi().list_repo_files(
+            os.fspath(source), revision=hub_kwargs.get("revision"), token=hub_kwargs.get("token")
+        )
+    except (OSError, _HTTP_ERROR):
+        return []
 
 
 def check_folder(source: str | os.PathLike) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..draft_options import DraftOptions
 from ..modeling_eagle import EagleDraftModel
+from ..prompts import encode_messages
 from ..target_config import TargetConfig
 from .acceptance import chain_trials, confidence_bins
 from .methods import EAGLE, PLAIN, Method
@@ -62,10 +63,9 @@ class Measuring:
             ids = self.tokenizer("\n".join(message["content"] for message in messages), return_tensors="pt").input_ids
         else:
             try:
-                text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                ids = encode_messages(self.tokenizer, messages)
             except TemplateError as error:
                 raise CannotMeasure(f"the chat template refuses it: {error}") from error
-            ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
         limit = TargetConfig(self.target.config).num_positions
         if limit and ids.shape[1] + self.settings.max_new_tokens > limit:
             raise CannotMeasure(

@@ -5,8 +5,10 @@ import argparse
 import torch
 from transformers.utils import logging
 
+from . import values
 from .demo import DRAFT, TARGET, own_folder
 from .pair import Pair
+from .target_options import add_target_options, target_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", help="EAGLE head: repository id or folder (default: the demo's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="port (default: 7860)")
-    parser.add_argument("--dtype", default="auto", help="dtype of the target, such as bfloat16 (default: auto)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=values.integer(1), help="CPU threads")
+    add_target_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     if args.threads:
         torch.set_num_threads(args.threads)
-    pair = Pair.load(args.target or own_folder(TARGET), args.draft or own_folder(DRAFT), dtype=args.dtype)
+    pair = Pair.load(args.target or own_folder(TARGET), args.draft or own_folder(DRAFT), **target_options(args))
     make_page(pair).launch(server_name=args.host, server_port=args.port)
     return 0

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from ..benchmark import (
@@ -35,7 +34,10 @@ from ..benchmark import (
 )
 from ..benchmark.methods import BASELINES, EAGLE, parse_tree
 from ..benchmark.profiling import profile
+from ..loading import load_target
+from . import values
 from .pair import Pair
+from .target_options import add_target_options, target_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,14 +80,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--no_metrics", "--no-metrics", action="store_true", help="leave out n-alpha and calibration, which take longer"
     )
-    add("--dtype", default="auto", help="dtype of the target, such as bfloat16 (default: auto)")
-    add("--threads", type=int, help="CPU threads")
+    add("--threads", type=values.integer(1), help="CPU threads")
     add("--output", type=Path, default=Path("runs/bench"), help="folder for the results (default: runs/bench)")
     add("--restart", action="store_true", help="throw away what an interrupted run has left in --output")
     add("--write_card", "--write-card", type=Path, metavar="FOLDER", help="put the tables into the card of this head")
     add("--report", type=Path, metavar="RESULT", help="report and figures of this result, without measuring")
     add("--compare", type=Path, nargs=2, metavar=("BEFORE", "AFTER"), help="compare two results")
     add("--profile", action="store_true", help="split a step of the head into its parts")
+    add_target_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.profile:
-        pair = Pair.load(args.target, args.draft, dtype=args.dtype)
+        pair = Pair.load(args.target, args.draft, **target_options(args))
         text, facts = profile(pair.target, pair.draft, pair.encode(PROFILE_PROMPT), args.max_new_tokens, args.repeats)
         print(text)
         args.output.mkdir(parents=True, exist_ok=True)
@@ -125,11 +127,10 @@ def run(args: argparse.Namespace) -> int:
     tasks = load_tasks(args.tasks, args.max_prompts, args.split, args.prompt_field)  # before models are loaded
     for place, reason in tasks.skipped:
         print(f"Left out: {place}: {reason}", file=sys.stderr)
-    pair = Pair.load(args.target, args.draft, dtype=args.dtype)
+    pair = Pair.load(args.target, args.draft, **target_options(args))
     assistant = None
     if args.assistant_model is not None:
-        assistant = AutoModelForCausalLM.from_pretrained(args.assistant_model, dtype=pair.target.dtype)
-        assistant.to(pair.target.device).eval()
+        assistant = load_target(args.assistant_model, dtype=pair.target.dtype).to(pair.target.device)
     methods = make_methods(pair.draft, args.baselines, assistant, trees=trees, compiles=args.compile)
     finished = args.output / "finished_prompts.jsonl"
     try:

@@ -8,8 +8,10 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
+from . import values
 from .demo import DRAFT, TARGET, own_folder
 from .pair import Pair
+from .target_options import add_target_options, target_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples-path", type=Path, help="YAML file of examples: a mapping of names to {text: ...}")
     parser.add_argument("--generation-config", help="repository id, folder or file of a generation config")
     parser.add_argument("--seed", type=int, help="seed for sampling")
-    parser.add_argument("--dtype", default="auto", help="dtype of the target, such as bfloat16 (default: auto)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=values.integer(1), help="CPU threads")
+    add_target_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     flags = parse_flags(args.generate_flags)
     examples = read_examples(args.examples_path) if args.examples_path else EXAMPLES
-    pair = Pair.load(args.target or own_folder(TARGET), args.draft or own_folder(DRAFT), dtype=args.dtype)
+    pair = Pair.load(args.target or own_folder(TARGET), args.draft or own_folder(DRAFT), **target_options(args))
     if args.generation_config:
         pair.target.generation_config = _load_generation_config(args.generation_config)
     session = ChatSession(

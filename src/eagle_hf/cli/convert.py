@@ -4,6 +4,7 @@ import argparse
 
 from ..checkpoints.exporting import LAYOUTS, export_checkpoint
 from ..modeling_eagle import EagleDraftModel
+from . import values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", help="repository id of the target, where the head does not name it, or its folder, to check it"
     )
-    parser.add_argument("--dtype", help="dtype to write, such as float16 (default: that of the head)")
+    parser.add_argument("--dtype", type=values.dtype, help="dtype to write, such as float16 (default: the head's)")
     parser.add_argument("--revision", help="revision of the repository")
     parser.add_argument(
         "--feature-layer-ids", type=int, nargs="+", help="hidden states that the head reads, if its files are wrong"

@@ -7,8 +7,10 @@ import torch
 from transformers.utils import logging
 
 from ..draft_options import DraftOptions
+from . import values
 from .figures import speed_line
 from .pair import Pair
+from .target_options import add_target_options, target_options
 
 
 TARGET, DRAFT = "demo-llama-10m", "EAGLE3-demo-llama-10m"
@@ -23,9 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--target", help="another target: repository id or folder (default: the demo's)")
     parser.add_argument("--draft", help="another EAGLE head: repository id or folder (default: the demo's)")
-    parser.add_argument("--max-new-tokens", type=int, default=160, help="most tokens per prompt (default: 160)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument(
+        "--max-new-tokens", type=values.integer(1), default=160, help="most tokens per prompt (default: 160)"
+    )
+    parser.add_argument("--temperature", type=values.temperature, default=0.0, help="0 is greedy (default: 0)")
+    parser.add_argument("--threads", type=values.integer(1), default=2, help="CPU threads (default: 2)")
+    add_target_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
-    pair = Pair.load(args.target or own_folder(TARGET), args.draft or own_folder(DRAFT))
+    pair = Pair.load(args.target or own_folder(TARGET), args.draft or own_folder(DRAFT), **target_options(args))
     pair.draft.generation_config.output_draft_trees = True
     options = {"max_new_tokens": args.max_new_tokens, "do_sample": args.temperature > 0}
     if args.temperature > 0:

@@ -5,8 +5,10 @@ import argparse
 import torch
 from transformers import TextStreamer
 
+from . import values
 from .figures import mean_acceptance_length, speed_line
 from .pair import Pair
+from .target_options import add_target_options, target_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,18 +16,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="the prompt; the user's turn of a chat, if the target has a chat template")
     parser.add_argument("--target", required=True, help="target: repository id or folder")
     parser.add_argument("--draft", required=True, help="EAGLE head: repository id or folder")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="most tokens to generate (default: 256)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     parser.add_argument(
-        "--top-p", type=float, default=1.0, help="sample from the likeliest tokens up to this probability"
+        "--max-new-tokens", type=values.integer(1), default=256, help="most tokens to generate (default: 256)"
     )
-    parser.add_argument("--top-k", type=int, default=0, help="sample from this many likeliest tokens (default: 0, all)")
+    parser.add_argument("--temperature", type=values.temperature, default=0.0, help="0 is greedy (default: 0)")
+    parser.add_argument(
+        "--top-p", type=values.top_p, default=1.0, help="sample from the likeliest tokens up to this probability"
+    )
+    parser.add_argument(
+        "--top-k",
+        type=values.integer(0),
+        default=0,
+        help="sample from this many likeliest tokens (default: 0, all)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed for sampling (default: 0)")
     parser.add_argument("--raw", action="store_true", help="do not apply the chat template")
-    parser.add_argument("--dtype", default="auto", help="dtype of the target, such as bfloat16 (default: auto)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=values.integer(1), help="CPU threads")
     parser.add_argument("--compare", action="store_true", help="generate without the draft as well, and compare")
     parser.add_argument("--show-tree", action="store_true", help="draw the draft tree that was accepted deepest")
+    add_target_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     if args.threads:
         torch.set_num_threads(args.threads)
-    pair = Pair.load(args.target, args.draft, dtype=args.dtype)
+    pair = Pair.load(args.target, args.draft, **target_options(args))
     pair.draft.generation_config.output_draft_trees = args.show_tree
     input_ids = pair.encode(args.prompt, raw=args.raw)
     options = {"max_new_tokens": args.max_new_tokens, "do_sample": args.temperature > 0}

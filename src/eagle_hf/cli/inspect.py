@@ -9,6 +9,8 @@ from transformers.utils import logging
 
 from ..inspection import inspect_head
 from ..inspection.prompts import PROMPTS
+from . import values
+from .target_options import add_target_options, target_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,12 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="revision of the head")
     parser.add_argument("--prompt", action="append", help="measure on this prompt instead; may be repeated")
     parser.add_argument("--prompts", type=Path, help="measure on the lines of this file instead")
-    parser.add_argument("--max-new-tokens", type=int, default=96, help="tokens of each answer (default: 96)")
-    parser.add_argument("--depth", type=int, default=5, help="tokens of a chain (default: 5)")
-    parser.add_argument("--dtype", default="auto", help="dtype of the target, such as bfloat16 (default: auto)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument(
+        "--max-new-tokens", type=values.integer(1), default=96, help="tokens of each answer (default: 96)"
+    )
+    parser.add_argument("--depth", type=values.integer(1), default=5, help="tokens of a chain (default: 5)")
+    parser.add_argument("--threads", type=values.integer(1), help="CPU threads")
     parser.add_argument("--json", type=Path, help="write the result to this file as well")
     parser.add_argument("--save", type=Path, help="save the head in its best reading to this folder, in our own layout")
+    add_target_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         prompts=prompts or PROMPTS,
         max_new_tokens=args.max_new_tokens,
         depth=args.depth,
-        dtype=args.dtype,
+        target_options=target_options(args),
         revision=args.revision,
     )
     print(inspection)

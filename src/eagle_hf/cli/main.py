@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(module, "add_arguments"):
             module.add_arguments(subparser)
         subparser.add_argument("--config", help="YAML file of options; those of the command line go before it")
+        _accept_both_spellings(subparser)
     try:
         args = parser.parse_args(with_config(argv))
         args.argv = argv
@@ -56,6 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, ValueError, FloatingPointError) as error:
         print(f"eagle-hf {argv[0]}: {error}", file=sys.stderr)
         return 1
+
+
+def _accept_both_spellings(parser: argparse.ArgumentParser) -> None:
+    """Accepts every option with underscores and with hyphens; the help shows the spelling it was added with."""
+    for option, action in list(parser._option_string_actions.items()):
+        for twin in (option[2:].replace("_", "-"), option[2:].replace("-", "_")):
+            if option.startswith("--"):
+                parser._option_string_actions.setdefault(f"--{twin}", action)
 
 
 if __name__ == "__main__":

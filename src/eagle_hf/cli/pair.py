@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from ..generation.output import EagleGenerateOutput
 from ..generation.pairing import align_draft
+from ..loading import check_target, file_options, load_target, load_tokenizer
 from ..modeling_eagle import EagleDraftModel
+from ..prompts import encode_messages, encode_prompt
 from ..tree import DraftTree
 
 
@@ -71,25 +73,21 @@ class Pair:
     tokenizer: PreTrainedTokenizerBase
 
     @classmethod
-    def load(cls, target: str, draft: str, dtype: str = "auto") -> "Pair":
-        """Load both from the Hub or from folders, on the GPU if there is one."""
-        device_map = "auto" if torch.cuda.is_available() else None
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, device_map=device_map).eval()
-        head = EagleDraftModel.from_pretrained(draft)
+    def load(cls, target: str, draft: str, **options: Any) -> "Pair":
+        """Load both from the Hub or from folders; `options` are those of [`~eagle_hf.load_target`]."""
+        check_target(target, **file_options(options))
+        head = EagleDraftModel.from_pretrained(draft)  # before the target: less is waited for in vain
+        model = load_target(target, **options)
         align_draft(model, head)  # how it drafts, and how it is compiled, depend on the device
-        return cls(model, head, AutoTokenizer.from_pretrained(target))
+        return cls(model, head, load_tokenizer(target, **file_options(options)))
 
     def encode(self, prompt: str, raw: bool = False) -> torch.Tensor:
         """Token ids of a prompt, of shape `(1, length)`; as a user's turn of the chat template unless `raw`."""
-        if raw or self.tokenizer.chat_template is None:
-            return self.tokenizer(prompt, return_tensors="pt").input_ids.to(self.target.device)
-        return self.encode_messages([{"role": "user", "content": prompt}])
+        return encode_prompt(self.tokenizer, prompt, raw).to(self.target.device)
 
     def encode_messages(self, messages: list[dict[str, str]]) -> torch.Tensor:
         """Token ids of a conversation and the beginning of its next answer, of shape `(1, length)`."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
-        return ids.to(self.target.device)
+        return encode_messages(self.tokenizer, messages).to(self.target.device)
 
     def run(
         self,

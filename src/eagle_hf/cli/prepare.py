@@ -9,10 +9,12 @@ import argparse
 import json
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..loading import check_target, file_options, load_target, load_tokenizer
 from ..modeling_eagle import EagleDraftModel
 from ..training.answers import AnswerSettings, write_answers
+from . import values
+from .target_options import add_target_options, target_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="variables of the chat template, such as '{\"enable_thinking\": false}'",
     )
     parser.add_argument("--draft", help="an EAGLE head that makes it faster: repository id or folder")
-    parser.add_argument("--dtype", default="auto", help="dtype of the target, such as bfloat16 (default: auto)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=values.integer(1), help="CPU threads")
+    add_target_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,10 +85,11 @@ def run(args: argparse.Namespace) -> int:
         num_prompts=args.num_prompts,
         chat_template_kwargs=args.chat_template_kwargs,
     )
-    device_map = "auto" if torch.cuda.is_available() else None
-    target = AutoModelForCausalLM.from_pretrained(args.target, dtype=args.dtype, device_map=device_map).eval()
+    options = target_options(args)
+    check_target(args.target, **file_options(options))
     draft = EagleDraftModel.from_pretrained(args.draft) if args.draft else None
-    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    tokenizer = load_tokenizer(args.target, **file_options(options))
+    target = load_target(args.target, **options)
     report = write_answers(
         target,
         tokenizer,

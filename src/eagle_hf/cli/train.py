@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, PreTrainedModel, set_seed
+from transformers import HfArgumentParser, PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from ..draft_options import DraftOptions
+from ..loading import file_options, load_target, load_tokenizer
 from ..model_card import Measurements, TaskResult, TrainingFacts, create_model_card
 from ..modeling_eagle import EagleDraftModel
 from ..target_config import TargetConfig
@@ -47,6 +48,8 @@ from ..training.durable_checkpoints import complete_checkpoints, read_facts
 from ..training.feature_store import recorded_time, stored_bytes
 from ..training.frozen_clock import now
 from ..training.run_identity import identity_of_weights
+from .target_options import OPTIONS as TARGET_OPTIONS
+from .target_options import add_target_options, target_options
 
 
 @dataclass
@@ -56,10 +59,6 @@ class HeadArguments:
     target: str = field(metadata={"help": "Target: repository id or folder."})
     head: str | None = field(
         default=None, metadata={"help": "Train this head further (repository id or folder) instead of a new one."}
-    )
-    target_dtype: str = field(default="auto", metadata={"help": "Dtype of the target, such as bfloat16."})
-    target_device_map: str | None = field(
-        default=None, metadata={"help": "Spread the target over devices, such as auto. One device by default."}
     )
     eagle_version: int = field(
         default=3, metadata={"help": "New head: 3, or 1 for heads of EAGLE-1 and EAGLE-2.", "choices": [1, 3]}
@@ -116,22 +115,24 @@ class DataArguments:
 
 def argument_parser() -> argparse.ArgumentParser:
     """Parser of the command's options, all of `TrainingArguments` among them."""
-    return HfArgumentParser((HeadArguments, DataArguments, EagleTrainingArguments), add_help=False)
+    parser = HfArgumentParser((HeadArguments, DataArguments, EagleTrainingArguments), add_help=False)
+    add_target_options(parser)
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare everything that can fail, train, evaluate, and save the head."""
     parser = HfArgumentParser((HeadArguments, DataArguments, EagleTrainingArguments))
-    options = {name: value for name, value in vars(args).items() if name not in ("command", "config", "argv")}
+    others = ("command", "config", "argv", *TARGET_OPTIONS)
+    options = {name: value for name, value in vars(args).items() if name not in others}
     head_args, data_args, training_args = parser.parse_dict(options)
     set_seed(training_args.seed)
     if training_args.process_index == 0:
         logging.set_verbosity_info()
 
-    tokenizer = AutoTokenizer.from_pretrained(head_args.target)
-    target = AutoModelForCausalLM.from_pretrained(
-        head_args.target, dtype=head_args.target_dtype, device_map=head_args.target_device_map
-    )
+    target_args = target_options(args, use_gpu=False)  # the trainer brings it to its own device
+    tokenizer = load_tokenizer(head_args.target, **file_options(target_args))
+    target = load_target(head_args.target, **target_args)
     output_dir, folder = Path(str(training_args.output_dir)), Path(str(training_args.output_dir)) / "head"
     rendered_at = _time_of_run(output_dir, data_args.features)
     train_samples, eval_samples = _samples(data_args, target, tokenizer, rendered_at)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..prompts import encode_prompt
+
 
 PROMPTS = (
     "Write a Python function that returns the largest number of a list.",
@@ -28,16 +30,10 @@ def encode(
         `ValueError`: if the prompt is text and there is no tokenizer.
     """
     if not isinstance(prompt, str):
-        ids = torch.tensor([list(prompt)])
-    elif tokenizer is None:
+        return torch.tensor([list(prompt)]).to(target.device)
+    if tokenizer is None:
         raise ValueError(
             "Got a prompt as text, but no tokenizer: pass `tokenizer`, or the target by its name instead of a model, "
             "or prompts as lists of token ids."
         )
-    elif tokenizer.chat_template is None:
-        ids = tokenizer(prompt, return_tensors="pt").input_ids
-    else:
-        turns = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
-    return ids.to(target.device)
+    return encode_prompt(tokenizer, prompt).to(target.device)

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_eagle import EagleConfig
 from ..generation.pairing import align_draft, check_pair
+from ..loading import file_options, load_target, load_tokenizer
 from ..modeling_eagle import EagleDraftModel
 from ..target_config import TargetConfig
 from .acceptance import Answer, accepted_counts, share_by_depth, write_answer
@@ -135,6 +136,7 @@ def inspect_head(
     max_new_tokens: int = 96,
     depth: int = 5,
     dtype: str | torch.dtype = "auto",
+    target_options: dict[str, Any] | None = None,
     **hub_kwargs: Any,
 ) -> HeadInspection:
     """
@@ -152,6 +154,7 @@ def inspect_head(
         max_new_tokens (`int`, *optional*, defaults to 96): Length of the answers.
         depth (`int`, *optional*, defaults to 5): Length of the chains.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): Of the target where it is loaded here.
+        target_options (`dict`, *optional*): How else it is loaded: arguments of [`~eagle_hf.load_target`].
         hub_kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only` of the head.
 
     Returns:
@@ -175,9 +178,11 @@ def inspect_head(
     if isinstance(target, PreTrainedModel):
         model = target
     else:
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(target)
-        device_map = "auto" if torch.cuda.is_available() else None
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, device_map=device_map).eval()
+        options = dict(target_options or {})
+        if torch.cuda.is_available():
+            options.setdefault("device_map", "auto")
+        model = load_target(target, **{"dtype": dtype} | options)
+        tokenizer = tokenizer or load_tokenizer(target, **file_options(options))
     check_pair(model, draft)
     answers = [write_answer(model, encode(model, tokenizer, prompt), max_new_tokens) for prompt in prompts]
 

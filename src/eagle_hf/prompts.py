@@ -1,0 +1,76 @@
+"""How prompts become tokens: as a user's turn of the chat template, where there is one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool = False) -> torch.Tensor:
+    """
+    Returns the token ids of a prompt, of shape `(1, prompt_length)`.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's.
+        prompt (`str`): The prompt.
+        raw (`bool`, *optional*, defaults to `False`): Whether to leave out the chat template, as where there is none.
+    """
+    if raw or tokenizer.chat_template is None:
+        return tokenizer(prompt, return_tensors="pt").input_ids
+    return encode_messages(tokenizer, [{"role": "user", "content": prompt}])
+
+
+def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    """
+    Returns the token ids of a conversation and the beginning of its next answer, of shape `(1, length)`.
+
+    Raises:
+        `jinja2.TemplateError`: if the chat template refuses the conversation.
+    """
+    text = render(tokenizer, messages)
+    return tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> str:
+    """
+    Renders a conversation and the beginning of its next answer.
+
+    Templates of some multimodal targets read a content only as a list of parts, and leave out what is plain text: then
+    every text is given as its only part.
+    """
+    try:
+        text = _apply(tokenizer, messages)
+    except (TemplateError, TypeError):
+        try:
+            return _apply(tokenizer, _in_parts(messages))
+        except (TemplateError, TypeError):
+            pass
+        raise
+    if not _holds_last(text, messages):
+        try:
+            of_parts = _apply(tokenizer, _in_parts(messages))
+        except (TemplateError, TypeError):
+            return text
+        return of_parts if _holds_last(of_parts, messages) else text
+    return text
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> str:
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+
+
+def _in_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message.get("content"), str)
+        else dict(message)
+        for message in messages
+    ]
+
+
+def _holds_last(text: str, messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last message, which no template may leave out, is in the text."""
+    content = messages[-1].get("content")
+    return not isinstance(content, str) or content.strip() in text
