@@ -78,3 +78,39 @@ def test_the_text_is_that_of_plain_generate():
     options = {"attention_mask": (prompt > 0).long(), "max_new_tokens": 20, "do_sample": False}
     plain, eagle = (target.generate(prompt, assistant_model=assistant, **options) for assistant in (None, draft))
     assert torch.equal(plain, eagle)
+
+
+@torch.no_grad()
+def guesses_by_hand(draft, target, features, tokens, path):
+    """Scores of the token behind each guess on a path: one forward over everything for each, with no cache or mask."""
+    hidden, scores = draft.project_features(features), []
+    for token in [*path, None]:
+        output = draft(hidden, target.get_input_embeddings()(tokens))
+        scores.append(output.logits[0, -1].log_softmax(-1))
+        if token is not None:
+            hidden = torch.cat([hidden, output.last_hidden_state[:, -1:]], dim=1)
+            tokens = torch.cat([tokens, torch.tensor([[token]])], dim=1)
+    return scores
+
+
+@pytest.mark.parametrize("tree", ["chain", "dynamic"])
+@pytest.mark.parametrize("window", [3, 5, 8])
+def test_guesses_lose_what_they_stand_behind(tree, window):
+    """Every path of a tree, also one longer than the window, is scored as in training: row by row within the window."""
+    target = tiny_llama()
+    draft = random_draft(target, sliding_window=window, num_hidden_layers=2)
+    features, tokens = inputs(draft)
+    options = DraftOptions(draft_tree=tree, draft_depth=6, draft_width=3, num_assistant_tokens=16)
+    drafter = Drafter(draft, options, target.get_input_embeddings(), target.get_output_embeddings())
+    drafter.read_prompt(features, tokens, torch.arange(12)[None], None)
+    grown = drafter.grow(tokens[:, -1], max_depth=6)
+    parents, drafted = grown.parents[0].tolist(), grown.tokens[0].tolist()
+    assert grown.num_nodes > (12 if tree == "dynamic" else 6)
+    for node in range(1, len(drafted)):
+        path, at = [], node
+        while at > 0:
+            path.insert(0, drafted[at])
+            at = parents[at]
+        scores = guesses_by_hand(draft, target, features, tokens, path[:-1])
+        expected = sum(float(score[token]) for score, token in zip(scores, path, strict=True))
+        assert abs(float(grown.scores[0, node]) - expected) < 1e-3

@@ -35,12 +35,20 @@ def within_window(
     device: torch.device,
 ) -> torch.Tensor | None:
     """
-    The mask of layers with a sliding window. Guesses have the window of the root: they see a few rows more than in
-    training, at its far end.
+    Returns the mask of layers with a sliding window. A guess of depth `d` stands `d` rows behind the last true row, and
+    sees that much less at the far end of the window:
+
+    ```text
+    window 4, true rows t0 to t4, a chain of guesses      t0 t1 t2 t3 t4 | g1 g2 g3
+                                                     g1          x  x  x |  x
+                                                     g2             x  x |  x  x
+                                                     g3                x |  x  x  x
+    ```
 
     Args:
         mask (`torch.BoolTensor` of shape `(batch_size, 1, num_rows, num_columns)`, *optional*):
-            The mask of layers without a window; `None` where that is simply causal.
+            The mask of layers without a window; `None` where that is simply causal. Of the guesses, a guess sees its
+            ancestors and itself, which were appended in the order of their depths.
         window (`int`): Rows that a row sees, itself included.
         lengths (`Sequence[int]` of length `batch_size`): True rows in the head's cache.
         num_rows (`int`): New rows.
@@ -60,7 +68,11 @@ def within_window(
     if mask is None:  # without a mask, columns are in place in all rows
         mask = (columns <= past_len + rows)[:, None]
     if are_guesses:
-        return mask & ((columns >= past_len) | (last - columns < window))[:, None]
+        own_path = mask[..., past_len:]  # (batch_size, 1, num_rows, num_guesses)
+        depths = own_path.sum(dim=-1, keepdim=True)
+        true_rows = (last - columns[..., :past_len])[:, None] + depths - 1 < window
+        guesses = depths - own_path.cumsum(dim=-1) < window
+        return mask & torch.cat([true_rows, guesses], dim=-1)
     new = columns - past_len  # which new row a column is, where it is one
     distance = torch.where(new < 0, last + rows - columns, rows - new)
     return mask & (distance < window)[:, None]
