@@ -154,6 +154,19 @@ class TestTheHeadsOwnEmbedding:
         again = EagleDraftModel.from_pretrained(export_checkpoint(draft, tmp_path, layout))
         assert (again.embed_tokens is None) == lost == ("own embedding is left out" in caplog.text)
 
+    @pytest.mark.parametrize("layout", ["safeailab", "sglang", "modelopt"])
+    @pytest.mark.parametrize("shard_size", ["5GB", "100KB"], ids=["one file", "shards"])
+    def test_it_is_compared_with_a_target_that_is_here(self, tmp_path, layout, shard_size, caplog):
+        target = tiny_llama()
+        target.save_pretrained(tmp_path / "target", max_shard_size=shard_size)
+        draft = random_draft(target, own_embed_tokens=True, feature_layer_ids=[2, 4, 5])
+        with pytest.raises(ValueError, match="an embedding of its own that is not the target's"):
+            export_checkpoint(draft, tmp_path / "head", layout, target=str(tmp_path / "target"))
+        draft.embed_tokens.weight.data.copy_(target.get_input_embeddings().weight)
+        for dtype in (torch.float32, torch.bfloat16):  # a copy in fewer digits is one, too
+            export_checkpoint(draft.to(dtype), tmp_path / "head", layout, target=str(tmp_path / "target"))
+        assert not caplog.records
+
     def test_heads_without_one_are_exported_in_silence(self, tmp_path, caplog):
         for layout in LAYOUTS:
             export_checkpoint(

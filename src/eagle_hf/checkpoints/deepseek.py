@@ -60,7 +60,7 @@ def write(
     refuse_after_norm(config.feature_layer_ids, engine)
     config, weights = ascending(config, weights)
     if for_sglang:
-        weights = drop_embedding(config, weights, engine)
+        weights = drop_embedding(config, weights, target, engine)
     flat = flat_config(config, weights, "Eagle3DeepseekV2ForCausalLM", target.name, model_type="deepseek_v3")
     del flat["head_dim"]
     for name in (

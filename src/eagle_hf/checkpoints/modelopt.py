@@ -60,7 +60,7 @@ def write(
     )
     refuse(config, "Model Optimizer and TensorRT-LLM", known, why)
     config, weights = ascending(config, weights)
-    weights = drop_embedding(config, weights, "TensorRT-LLM")
+    weights = drop_embedding(config, weights, target, "TensorRT-LLM")
     flat = flat_config(config, weights, "LlamaForCausalLMEagle3", target.name)
     eagle_config: dict[str, Any] = {
         "use_aux_hidden_state": config.use_fc,

@@ -100,7 +100,7 @@ def write(
         return flat_config(config, weights, "LlamaForCausalLM", target.name, "torch_dtype") | names, weights
     config, weights = ascending(config, weights)
     _check_layers(config.feature_layer_ids, target.num_layers)
-    weights = drop_embedding(config, weights, "the authors' code")
+    weights = drop_embedding(config, weights, target, "the authors' code")
     weights = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in weights.items()}
     return flat_config(config, weights, "LlamaForCausalLM", target.name, "torch_dtype"), draft_vocabulary(
         config, weights

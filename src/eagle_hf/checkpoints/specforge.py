@@ -69,7 +69,7 @@ def write(
     if config.eagle_version == 1:
         return _write_eagle1(config, weights, target)
     config, weights = ascending(config, weights)
-    weights = drop_embedding(config, weights, "SGLang")
+    weights = drop_embedding(config, weights, target, "SGLang")
     if not config.norm_output:
         # `midlayer` marks heads of SpecForge, whose `norm_output` means something else; see `read`.
         weights = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in weights.items()}
