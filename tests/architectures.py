@@ -12,7 +12,7 @@ VOCAB_SIZE = 96
 
 GrowingLayer.FEW_BYTES = 1200  # so that the caches of these targets outgrow what is copied
 
-_COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -79,7 +79,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 def tiny_target(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A random target of one of `ARCHITECTURES`, in evaluation mode; the global generator is left as it was."""
     model_type, extra = ARCHITECTURES[name]
-    config = AutoConfig.for_model(model_type, **(_COMMON | extra))
+    config = AutoConfig.for_model(model_type, **(COMMON | extra))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -23,9 +23,11 @@ from typing import Any
 import torch
 from transformers.cache_utils import (
     Cache,
+    CacheLayerMixin,
     DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
     StaticLayer,
 )
 
@@ -133,6 +135,20 @@ class GrowingCache(Cache):
             layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
 
 
+def holds_keys(layer: object) -> bool:
+    """
+    Returns whether a cache layer holds keys and values by now. Others are asked for nothing: layers that no forward has
+    reached, those of recurrent and convolution states alone, and the stand-ins of layers that read the keys of another
+    one (Gemma 4), which call themselves initialized.
+    """
+    return isinstance(layer, CacheLayerMixin) and layer.is_initialized and layer.keys is not None
+
+
+def layers_with_keys(cache: Cache) -> list[Any]:
+    """Returns the layers of a cache that hold keys and values, in order."""
+    return [layer for layer in cache.layers if holds_keys(layer)]
+
+
 def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[int]], num_nodes: int) -> list[int]:
     """
     Keep the accepted paths of a verification and cut off the rest of the tree.
@@ -151,8 +167,7 @@ def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[in
     """
     start, new_lengths = max(lengths), [length + len(path) for length, path in zip(lengths, paths, strict=True)]
     end = max(new_lengths)
-    # Layers without states of their own (shared keys and values, MLP only) have nothing to keep.
-    layers = [layer for layer in cache.layers if getattr(layer, "is_initialized", False)]
+    layers = layers_with_keys(cache)
     moves = Moves.make(lengths, paths, start, layers[0].keys.device)
     if moves is None and end == start + num_nodes and not any(layer.is_sliding for layer in layers):
         return new_lengths  # everything stays where it is
@@ -162,6 +177,35 @@ def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[in
         else:
             _move_columns(layer, moves.to(layer.keys.device) if moves else None, end)
     return new_lengths
+
+
+def take_back(cache: Cache, num_columns: int) -> None:
+    """
+    Forgets the newest columns of all rows, for caches whose rows keep in step.
+
+    Args:
+        cache ([`~transformers.Cache`]):
+            Without recurrent states. Layers with windows and of convolutions must have recorded what they forgot.
+        num_columns (`int`): Columns to forget. With 0, such layers let go of what they have recorded.
+    """
+    for layer in cache.layers:
+        if not isinstance(layer, StaticLayer):
+            layer.crop(-num_columns)
+            continue
+        if isinstance(layer, LinearAttentionLayer):  # a convolution and attention in the same layer
+            LinearAttentionLayer.crop(layer, -num_columns)
+        if holds_keys(layer):
+            set_filled(layer, layer.get_seq_length() - num_columns)
+
+
+def set_filled(layer: StaticLayer, length: int | torch.Tensor) -> None:
+    """
+    Says how many columns of a layer of fixed size count from now on: what lies behind them is written over. A layer
+    with a window must never have been full.
+    """
+    layer.cumulative_length.fill_(length)  # in place: graphs know its address
+    if hasattr(layer, "cumulative_length_int"):
+        layer.cumulative_length_int = int(length)
 
 
 def capacity(cache: Cache) -> int | None:
@@ -175,11 +219,45 @@ def round_up(columns: int) -> int:
     return -(-columns // 64) * 64
 
 
-def clear_behind(cache: Cache, length: int) -> None:
-    """Take what rejected nodes left behind the first `length` columns out of layers of fixed size."""
-    for layer in cache.layers:
-        if isinstance(layer, StaticLayer) and layer.is_initialized:
-            layer.keys[:, :, length:], layer.values[:, :, length:] = 0, 0
+def put_aside(cache: Cache, row: int, column: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """
+    Copies what a column of a row holds in every layer of fixed size, for the time that other rows write over it.
+
+    Returns:
+        Pairs of a view of shape `(heads, head_dim)` and its copy; copying them back undoes what was written.
+    """
+    views = [
+        states[row, :, column]
+        for layer in layers_with_keys(cache)
+        if isinstance(layer, StaticLayer)
+        for states in (layer.keys, layer.values)
+    ]
+    return [(view, view.clone()) for view in views]
+
+
+def hand_back_columns(cache: Cache, columns: Sequence[int | None]) -> None:
+    """
+    Leaves the layers of fixed size as plain `generate` leaves them: nothing behind the text, and no room for a tree.
+
+    Args:
+        cache ([`~transformers.Cache`]): A cache between two steps.
+        columns (`Sequence[int | None]`): Columns that each layer shall have; `None` for layers that grow.
+    """
+    for layer, size in zip(cache.layers, columns, strict=True):
+        if not (isinstance(layer, StaticLayer) and holds_keys(layer)):
+            continue
+        length = int(layer.get_seq_length())
+        layer.keys[:, :, length:], layer.values[:, :, length:] = 0, 0
+        if size is not None and size < layer.max_cache_len:
+            layer.max_cache_len = size
+            layer.keys, layer.values = layer.keys[:, :, :size].clone(), layer.values[:, :, :size].clone()
+            for states in (layer.keys, layer.values):
+                torch._dynamo.mark_static_address(states)  # as the layer itself does, for graphs of later calls
+
+
+def fixed_sizes(cache: Cache) -> list[int | None]:
+    """Returns the columns that each layer of a cache has; `None` for layers that grow or hold no keys and values."""
+    return [layer.max_cache_len if isinstance(layer, StaticLayer) else None for layer in cache.layers]
 
 
 @dataclass(frozen=True)
@@ -234,7 +312,7 @@ def _move_columns(layer: DynamicLayer | StaticLayer, moves: Moves | None, end: i
         if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
             _move(layer.indexer_keys[:, None], moves)
     if isinstance(layer, StaticLayer):
-        layer.cumulative_length.fill_(end)
+        set_filled(layer, end)
         return
     layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
     if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
@@ -291,7 +369,7 @@ def align_columns(cache: Cache, lengths: Sequence[int]) -> None:
     if min(lengths) == end:
         return
     for layer in cache.layers:
-        if isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized:
+        if isinstance(layer, DynamicSlidingWindowLayer) and holds_keys(layer):
             num_slots = layer.keys.shape[-2]
             # Slot s shall hold column end - num_slots + s, which lies `end - length` slots further right now.
             sources = [[min(slot + end - length, num_slots - 1) for slot in range(num_slots)] for length in lengths]

@@ -32,6 +32,9 @@ STATELESS_LAYERS: tuple[type, ...] = (cache_utils.DummyLayer,) if Version("5.23"
 # Quantised layers that round every column on its own, so that columns can be moved; appeared in 5.23.
 FP8_LAYERS: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "Fp8QuantizedLayer", None)]))
 
+# Whether static layers with a window can take columns back as long as none has left the window; since 5.24.
+STATIC_WINDOWS_GO_BACK = "crop" in vars(cache_utils.StaticSlidingWindowLayer)
+
 
 def cache_of(outputs: Any) -> Any:
     """Returns the cache of a target's or a head's output, whatever this version of `transformers` calls it."""

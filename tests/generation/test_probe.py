@@ -7,6 +7,7 @@ from doubles import random_draft
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from eagle_hf.generation import decoding, masks, probe
+from eagle_hf.generation import forward as forward_module
 from eagle_hf.generation.probe import can_verify_trees
 
 
@@ -114,7 +115,7 @@ def test_a_target_that_ignores_what_trees_need_is_seen(ignored, dtype, monkeypat
     monkeypatch.setattr(
         type(target), "forward", lambda self, *args, **kwargs: forward(self, *args, **(kwargs | {ignored: None}))
     )
-    monkeypatch.setattr(probe, "takes_position_ids", lambda model: True)
+    monkeypatch.setattr(forward_module, "takes_position_ids", lambda model: True)
     assert can_verify_trees(target) is False
 
 
@@ -137,7 +138,7 @@ def test_the_verdict_is_kept_per_attention_implementation(monkeypatch):
     target = tiny_target("llama")
     calls = []
     real = probe._probe
-    monkeypatch.setattr(probe, "_probe", lambda model: calls.append(1) or real(model))
+    monkeypatch.setattr(probe, "_probe", lambda *args: calls.append(1) or real(*args))
     can_verify_trees(target)
     can_verify_trees(target)
     assert len(calls) == 1

@@ -111,8 +111,9 @@ class TestRefusals:
     def test_passed_caches_that_cannot_drop_nodes(self, draft):
         sliding = tiny_target("mistral-sliding")
         cache = transformers.StaticCache(config=sliding.config, max_cache_len=64)
-        self.check(sliding, draft, "a static cache with sliding-window layers", **{CACHE: cache})
-        self.check(sliding, draft, "a static cache with sliding-window layers", cache_implementation="static")
+        long = {"max_new_tokens": 12}  # longer than the window
+        self.check(sliding, draft, "a static cache with sliding-window layers", **{CACHE: cache}, **long)
+        self.check(sliding, draft, "a static cache with sliding-window layers", cache_implementation="static", **long)
         cache = transformers.EncoderDecoderCache(transformers.DynamicCache(), transformers.DynamicCache())
         with pytest.raises(ValueError, match="EncoderDecoderCache"):
             eagle_hf.generation.pairing.check_cache(cache)

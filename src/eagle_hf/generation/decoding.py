@@ -14,10 +14,11 @@ from transformers.utils import logging
 
 from ..draft_options import DraftOptions
 from ..features import FeatureReader
+from ..kv_cache import capacity
 from ..modeling_eagle import EagleDraftModel
 from ..tree import DraftTree
 from ..versions import CACHE
-from .fixed_shapes import with_room
+from .fixed_shapes import columns_of_text, with_room
 from .forward import cache_argument
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
@@ -70,8 +71,7 @@ def eagle_decoding(
         [`EagleGenerateOutput`] or `torch.LongTensor` of shape `(batch_size, length)`
     """
     cache_name = cache_argument(model)
-    check_cache(model_kwargs.get(cache_name))
-    is_tree = can_verify_trees(model)
+    is_tree = verifies_trees(model, input_ids, generation_config, model_kwargs)
     options = DraftOptions.from_generation_config(draft.generation_config, draft.device.type, written)
     if not is_tree and options.draft_tree not in ("chain", "auto"):
         logger.warning_once(
@@ -136,3 +136,23 @@ def eagle_decoding(
         draft_trees=history.trees,
         tree_sizing=proposals.sizing,
     )
+
+
+def verifies_trees(
+    model: PreTrainedModel, input_ids: torch.Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
+) -> bool:
+    """
+    Checks that a call can be drafted, as far as it takes the cache that `generate` has prepared to know.
+
+    Args:
+        model, input_ids, generation_config, model_kwargs: As `generate` hands them to its decoding methods.
+
+    Returns:
+        `bool`: Whether the target verifies trees; otherwise chains only.
+
+    Raises:
+        `ValueError`: if the cache cannot drop rejected nodes, or the target can verify nothing.
+    """
+    cache = model_kwargs.get(cache_argument(model))
+    check_cache(cache, columns_of_text(input_ids, generation_config, model_kwargs))
+    return can_verify_trees(model, is_static=cache is not None and capacity(cache) is not None)

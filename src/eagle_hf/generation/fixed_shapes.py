@@ -19,7 +19,26 @@ from transformers import Cache, CompileConfig, GenerationConfig, PreTrainedModel
 
 from ..compiling import changes_itself, compiled, depends_on, state_of
 from ..few_rows import FewRowProducts
-from ..kv_cache import capacity, round_up
+from ..kv_cache import capacity, fixed_sizes, round_up
+
+
+def columns_of_text(
+    input_ids: torch.Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
+) -> int | None:
+    """
+    Columns of the cache that the longest text of a call fills; `None` where only its end is known.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch_size, prompt_len)`): The prompt, or what is new of it.
+        generation_config ([`~transformers.GenerationConfig`]): As prepared by `generate`.
+        model_kwargs (`dict`): As prepared by `generate`.
+    """
+    if generation_config.max_length is None:
+        return None
+    mask, embeds = model_kwargs.get("attention_mask"), model_kwargs.get("inputs_embeds")
+    prompt_lens = [input_ids.shape[1], getattr(generation_config, "_mask_length", None) or 0]
+    prompt_lens += [tensor.shape[1] for tensor in (mask, embeds) if tensor is not None]
+    return max(prompt_lens) + generation_config.max_length - input_ids.shape[1] - 1  # all but the newest token
 
 
 def with_room(model: PreTrainedModel, cache: Cache, num_nodes: int) -> Cache:
@@ -36,14 +55,19 @@ def with_room(model: PreTrainedModel, cache: Cache, num_nodes: int) -> Cache:
     if columns is None or getattr(cache, "_is_user_defined", False) or not isinstance(cache, StaticCache):
         return cache
     config = model.config.get_text_config(decoder=True)
-    roomy = StaticCache(config=config, max_cache_len=round_up(columns + num_nodes))
-    roomy.plain_capacity = columns
+    offloading = getattr(cache, "offloading", False)
+    where = {"offload_only_non_sliding": cache.only_non_sliding} if offloading else {}
+    roomy = StaticCache(config=config, max_cache_len=round_up(columns + num_nodes), offloading=offloading, **where)
+    roomy.plain_sizes = fixed_sizes(cache)
     return roomy
 
 
-def plain_capacity(cache: Cache) -> int | None:
-    """How many columns plain `generate` would have here, which its attentions are wide; `None` for growing caches."""
-    return getattr(cache, "plain_capacity", capacity(cache))
+def plain_sizes(cache: Cache) -> list[int | None]:
+    """
+    How many columns each layer of plain `generate`'s cache would have here, which its attentions are wide; `None` for
+    layers that grow.
+    """
+    return getattr(cache, "plain_sizes", fixed_sizes(cache))
 
 
 def compiled_call(

@@ -22,10 +22,13 @@ class KeyLayout:
     Args:
         window (`int`, *optional*): Keys that a node sees at most in a layer with a window; `None` for full attention.
         num_slots (`int`): Keys in front of those of the tree; not used for full attention.
+        width (`int`, *optional*):
+            Keys that attentions of plain `generate` are about, where it has a static cache; `None` where they grow.
     """
 
     window: int | None
     num_slots: int
+    width: int | None = None
 
     def plain_keys(self, lengths: Sequence[int], row: int, path: Sequence[int]) -> list[int]:
         """
@@ -60,12 +63,9 @@ class LayerRecords:
 
     Args:
         generation_config ([`~transformers.GenerationConfig`]): Says what is wanted.
-        kv_len (`int`, *optional*):
-            Width of all attentions of plain `generate`, where it has a static cache; `None` where they grow.
     """
 
-    def __init__(self, generation_config: GenerationConfig, kv_len: int | None):
-        self.kv_len = kv_len
+    def __init__(self, generation_config: GenerationConfig):
         wanted = bool(generation_config.return_dict_in_generate)
         self.wants_hidden_states = wanted and bool(generation_config.output_hidden_states)
         self.wants_attentions = wanted and bool(generation_config.output_attentions)
@@ -76,18 +76,24 @@ class LayerRecords:
         self._hidden_states: list[dict[int, LayerTensors]] = []
         self._attentions: list[dict[int, LayerTensors]] = []
 
-    def add_prompt(self, outputs: CausalLMOutputWithPast, prompt_len: int) -> None:
+    def add_prompt(self, outputs: CausalLMOutputWithPast, prompt_len: int, layouts: Sequence[KeyLayout]) -> None:
         """
         Record the prefill.
 
         Args:
             outputs (`CausalLMOutputWithPast`): Its outputs.
             prompt_len (`int`): Columns that it left in the cache.
+            layouts (`Sequence[KeyLayout]`): The keys of every entry of the attentions.
         """
         self._batch_size, self._prompt_len = len(outputs.logits), prompt_len
+        attentions = None
+        if self.wants_attentions:
+            attentions = tuple(
+                None if weights is None else weights[..., : layout.width]
+                for weights, layout in zip(outputs.attentions or (), layouts, strict=True)
+            )
         self._prompt = CausalLMOutputWithPast(
-            hidden_states=outputs.hidden_states if self.wants_hidden_states else None,
-            attentions=outputs.attentions if self.wants_attentions else None,
+            hidden_states=outputs.hidden_states if self.wants_hidden_states else None, attentions=attentions
         )
 
     def add(
@@ -116,7 +122,9 @@ class LayerRecords:
                 if self.wants_attentions:
                     keys = [layout.plain_keys(lengths, row, path[: i + 1]) for layout in layouts]
                     _column(self._attentions, column)[row] = tuple(
-                        None if weights is None else _node_attention(weights, row, node, keys[layer], self.kv_len)
+                        None
+                        if weights is None
+                        else _node_attention(weights, row, node, keys[layer], layouts[layer].width)
                         for layer, weights in enumerate(outputs.attentions or ())
                     )
 
@@ -141,7 +149,6 @@ class LayerRecords:
         if not self.wants_attentions:
             return None
         first = () if self._prompt is None else self._prompt.attentions or ()
-        first = tuple(None if weights is None else weights[..., : self.kv_len] for weights in first)
         return (first, *(self._join(rows, dim=0) for rows in self._attentions))
 
     def _join(self, rows: dict[int, LayerTensors], dim: int) -> LayerTensors:
@@ -163,11 +170,11 @@ def _node_state(state: torch.Tensor, row: int, node: int) -> torch.Tensor:
     return state[..., row : row + 1, node : node + 1, :].clone()  # not a view, which would keep the whole tree
 
 
-def _node_attention(weights: torch.Tensor, row: int, node: int, keys: list[int], kv_len: int | None) -> torch.Tensor:
-    """Attentions of a node, `(1, num_heads, 1, kv_len)`, from `(batch_size, num_heads, num_nodes, kv_len)`."""
+def _node_attention(weights: torch.Tensor, row: int, node: int, keys: list[int], width: int | None) -> torch.Tensor:
+    """Attentions of a node, `(1, num_heads, 1, width)`, from `(batch_size, num_heads, num_nodes, kv_len)`."""
     index = torch.tensor(keys, device=weights.device)
     cut = weights[row : row + 1, :, node : node + 1].index_select(-1, index)
-    return cut if kv_len is None else F.pad(cut, (0, kv_len - len(keys)))
+    return cut if width is None else F.pad(cut, (0, width - len(keys)))
 
 
 def newest_outputs(outputs: CausalLMOutputWithPast, num_nodes: int) -> CausalLMOutputWithPast:

@@ -8,9 +8,18 @@ plain decoding counts them, and never in slots: siblings share a column but not 
 
 import torch
 from transformers import Cache, PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
-from ..kv_cache import sliding_columns
+from ..kv_cache import holds_keys, sliding_columns
 from ..tree import DraftTree
+
+
+def window_of(layer: CacheLayerMixin) -> int | None:
+    """
+    The window that a layer of the cache is cut to; `None` for those that keep all columns: layers with full attention,
+    and static ones, which `check_cache` lets pass only where the whole text fits the window.
+    """
+    return layer.sliding_window if layer.is_sliding and not isinstance(layer, StaticLayer) else None
 
 
 class TreeMasks:
@@ -32,15 +41,14 @@ class TreeMasks:
         self.is_dict = layer_types is not None
         self.layer_of_type: dict[str, int] = {}
         for index, layer in enumerate(cache.layers):
-            if getattr(layer, "is_initialized", False):
+            if holds_keys(layer):
                 kind = layer_types[index] if layer_types is not None else "all"
                 self.layer_of_type.setdefault(kind, index)
 
-    def windows(self, num_layers: int) -> list[int | None]:
-        """Window of every layer whose attentions a forward returns; `None` for full attention."""
+    def cache_layers(self, num_layers: int) -> list[int]:
+        """For every layer whose attentions a forward returns, a layer of the cache with the same kind of mask."""
         kinds = [kind for kind in self.layer_types or ["all"] * num_layers if kind in self.layer_of_type]
-        layers = [self.cache.layers[self.layer_of_type[kind]] for kind in kinds[:num_layers]]
-        return [layer.sliding_window if layer.is_sliding else None for layer in layers]
+        return [self.layer_of_type[kind] for kind in kinds[:num_layers]]
 
     @property
     def sees_all(self) -> bool:
@@ -49,7 +57,7 @@ class TreeMasks:
         behind the text, where static caches keep nodes of earlier trees (Falcon would see them).
         """
         layers = [self.cache.layers[index] for index in self.layer_of_type.values()]
-        is_cut = any(layer.is_sliding or getattr(layer, "max_cache_len", None) is not None for layer in layers)
+        is_cut = any(window_of(layer) or getattr(layer, "max_cache_len", None) is not None for layer in layers)
         return self.prompt_mask is None and not is_cut
 
     def make(
@@ -69,8 +77,7 @@ class TreeMasks:
         masks = {}
         for kind, index in self.layer_of_type.items():
             layer = self.cache.layers[index]
-            if layer.is_sliding:
-                window = layer.sliding_window
+            if (window := window_of(layer)) is not None:
                 mask = self._windowed(
                     tree, ancestors, lengths, window, layer.keys.shape[-2], kind == "chunked_attention"
                 )

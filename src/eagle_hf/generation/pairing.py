@@ -10,6 +10,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionAndStaticFullAttentionLayer,
     LinearAttentionLayer,
     QuantizedLayer,
     StaticLayer,
@@ -22,7 +23,7 @@ from ..kv_cache import GrowingLayer
 from ..modeling_eagle import EagleDraftModel
 from ..target_config import TargetConfig
 from ..target_modules import embedding_width, has_lm_head, input_device
-from ..versions import CACHE, FP8_LAYERS, STATELESS_LAYERS
+from ..versions import CACHE, FP8_LAYERS, STATELESS_LAYERS, STATIC_WINDOWS_GO_BACK
 from .call import CallConfig
 
 
@@ -31,7 +32,7 @@ logger = logging.get_logger(__name__)
 SUPPORTED_LAYERS = (
     DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, GrowingLayer, StaticLayer, *FP8_LAYERS,
     *STATELESS_LAYERS, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer,
-    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer, LinearAttentionAndStaticFullAttentionLayer,
 )  # fmt: skip
 
 _QUANTIZED_REASON = (
@@ -97,7 +98,7 @@ def check_call(
     implementation = generation_config.cache_implementation
     if implementation == "quantized" and (generation_config.cache_config or {}).get("backend") != "fp8":
         raise CannotDraft(f"Got `cache_implementation='quantized'`, {_QUANTIZED_REASON}", _QUANTIZED_ADVICE)
-    if implementation not in (None, "dynamic", "static", "offloaded", "quantized", "hybrid"):
+    if implementation not in (None, "dynamic", "static", "offloaded", "offloaded_static", "quantized", "hybrid"):
         raise CannotDraft(
             f"Got `cache_implementation={implementation!r}`, but drafts are verified with a dynamic or a static cache: "
             "rejected nodes must be removed from it again.",
@@ -158,9 +159,13 @@ def _last_part(name: str | None) -> str:
     return (name or "").rstrip("/").rpartition("/")[2].lower()
 
 
-def check_cache(cache: Cache | None) -> None:
+def check_cache(cache: Cache | None, num_columns: int | None = None) -> None:
     """
     Check that every layer of the cache can drop rejected nodes.
+
+    Args:
+        cache ([`~transformers.Cache`], *optional*): As prepared by `generate`.
+        num_columns (`int`, *optional*): Columns that the text will fill at most; `None` if only its end is known.
 
     Raises:
         `ValueError`: naming the layer type that cannot.
@@ -177,11 +182,13 @@ def check_cache(cache: Cache | None) -> None:
             "Pass a DynamicCache, or generate without `assistant_model`.",
         )
     for layer in cache.layers:
-        if type(layer) not in SUPPORTED_LAYERS and isinstance(layer, QuantizedLayer):
+        if isinstance(layer, StaticSlidingWindowLayer) and STATIC_WINDOWS_GO_BACK:
+            _check_static_window(layer, num_columns)
+        elif type(layer) not in SUPPORTED_LAYERS and isinstance(layer, QuantizedLayer):
             raise CannotDraft(
                 f"Got cache layers of type {type(layer).__name__}, {_QUANTIZED_REASON}", _QUANTIZED_ADVICE
             )
-        if type(layer) not in SUPPORTED_LAYERS:
+        elif type(layer) not in SUPPORTED_LAYERS:
             kind = f"cache layers of type {type(layer).__name__}"
             if isinstance(layer, StaticSlidingWindowLayer):
                 kind = "a static cache with sliding-window layers"
@@ -190,6 +197,19 @@ def check_cache(cache: Cache | None) -> None:
                 f"Use a DynamicCache (leave `cache_implementation` and `{CACHE}` unset), or generate without "
                 "`assistant_model`.",
             )
+
+
+def _check_static_window(layer: StaticSlidingWindowLayer, num_columns: int | None) -> None:
+    """As long as nothing has left its window, a static layer with one is like any other static layer."""
+    if num_columns is None or num_columns > layer.max_cache_len:
+        columns = "a text of unknown length" if num_columns is None else f"a text of up to {num_columns + 1} tokens"
+        raise CannotDraft(
+            f"Got a static cache with layers that have room for {layer.max_cache_len} columns, their window, and "
+            f"{columns}. A static layer forgets what leaves its window at once, so that the rejected nodes of a draft "
+            "tree would push out columns that are still needed.",
+            f"Use a DynamicCache (leave `cache_implementation` and `{CACHE}` unset), ask for a text that fits the "
+            "window, or generate without `assistant_model`.",
+        )
 
 
 def align_draft(model: PreTrainedModel, draft: EagleDraftModel) -> None:

@@ -1,27 +1,28 @@
 """Finding out by trying whether a target can verify trees, only chains, or nothing. No list of architectures."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import LinearAttentionLayer
 from transformers.utils import logging
 
+from ..kv_cache import fixed_sizes, take_back
 from ..target_config import TargetConfig
 from ..target_modules import input_device
 from ..tree import DraftTree
 from .direct_layers import watched_layers
-from .forward import cache_argument, forward_chain, forward_tree, takes_position_ids
+from .forward import forward_chain, forward_tree, prepared_inputs
 from .masks import TreeMasks
 from .recurrent import DeferredReplay, double_recurrent_states, has_recurrent_state
 
 
 logger = logging.get_logger(__name__)
 
-_VERDICTS: WeakKeyDictionary[PreTrainedModel, dict[str, bool]] = WeakKeyDictionary()  # by attention implementation
+# By what a verdict depends on: what the target's modules are, in which mode, and whether the cache is static.
+_VERDICTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[int, bool], bool]] = WeakKeyDictionary()
 
 # How far logits of two exact computations may lie apart, relative to the largest logit.
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -31,18 +32,23 @@ _FAILURES = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, A
 
 
 @torch.no_grad()
-def can_verify_trees(model: PreTrainedModel) -> bool:
+def can_verify_trees(model: PreTrainedModel, is_static: bool = False) -> bool:
     """
-    Whether the target verifies trees exactly; if not, whether it verifies chains and takes them back. Found out once
-    per model and attention implementation with two forwards of a few tokens, and some more for targets that cannot:
+    Whether the target verifies trees exactly; if not, whether it verifies chains and takes them back. Found out with
+    two forwards of a few tokens, and some more for targets that cannot. The plain forward gets the inputs that the
+    target itself prepares for `generate`:
 
     ```text
     prompt ── 0 ─┬─ 1 ─── 3              the tree in one forward, against a plain forward of  prompt 0 2 4 5
                  └─ 2 ─── 4 ─── 5        (2 and 5 are the same token, which shows what seeing more would do to it)
     ```
 
+    The verdict is kept as long as the target has the same modules in the same mode with the same attention: adapters
+    that are loaded, `train()` and `set_attn_implementation` lead to a new one.
+
     Args:
         model ([`~transformers.PreTrainedModel`]): The target.
+        is_static (`bool`): Whether it is going to use a static cache, which some attend to in a way of their own.
 
     Returns:
         `bool`: `True` for trees, `False` for chains only.
@@ -50,22 +56,46 @@ def can_verify_trees(model: PreTrainedModel) -> bool:
     Raises:
         `ValueError`: if the target can do neither.
     """
-    verdicts = _VERDICTS.setdefault(model, {})
-    implementation = TargetConfig(model.config).attention_implementation
-    if implementation not in verdicts:
+    verdicts, situation = _VERDICTS.setdefault(model, {}), (_state(model), is_static)
+    if situation not in verdicts:
         with _call_set_aside(model):
-            verdicts[implementation] = _probe(model)
-        kind = "trees" if verdicts[implementation] else "chains only"
+            verdicts[situation] = _probe(model, is_static)
+        kind = "trees" if verdicts[situation] else "chains only"
+        implementation = TargetConfig(model.config).attention_implementation
         logger.info(f"{type(model).__name__} with {implementation} attention verifies {kind}.")
-    return verdicts[implementation]
+    return verdicts[situation]
 
 
-def _probe(model: PreTrainedModel) -> bool:
+def _state(model: PreTrainedModel) -> int:
+    """What a verdict depends on, as a number that is equal for equal states."""
+    modules = (
+        (type(module), module.training, getattr(module, "gradient_checkpointing", None)) for module in model.modules()
+    )
+    implementation = TargetConfig(model.config).attention_implementation
+    return hash((implementation, model.dtype, *modules))
+
+
+def _why_training_fails(model: PreTrainedModel) -> str:
+    """What to do about a target that cannot verify drafts in training mode."""
+    modules = [module for module in model.modules() if module.training]
+    if any(getattr(module, "gradient_checkpointing", False) for module in modules):
+        return (
+            "It is in training mode with gradient checkpointing, which leaves the cache empty. Call `model.eval()` or "
+            "`model.gradient_checkpointing_disable()`, or generate"
+        )
+    if modules:
+        return "It is in training mode, where dropout makes every forward another one. Call `model.eval()`, or generate"
+    return "Generate"
+
+
+def _probe(model: PreTrainedModel, is_static: bool) -> bool:
     vocab_size = TargetConfig(model.config).vocab_size
     device = input_device(model)
     prompt_len = max(4, _window_beyond_the_cache(model))
     tokens = (torch.arange(prompt_len + 5, device=device) * 7 + 3) % vocab_size
     prompt, nodes = tokens[None, :prompt_len], torch.cat([tokens[prompt_len:], tokens[prompt_len + 2, None]])
+    if (pad_token := _pad_token(model)) is not None:
+        nodes[1] = pad_token  # some targets count positions by the tokens that are none
     tree = DraftTree(
         tokens=nodes[None],
         parents=torch.tensor([[-1, 0, 0, 1, 2, 4]], device=device),
@@ -74,8 +104,15 @@ def _probe(model: PreTrainedModel) -> bool:
         max_depth=3,
     )
     path = [0, 2, 4, 5]
+
+    def new_cache() -> Cache:
+        room = prompt_len + len(nodes)
+        return StaticCache(config=model.config, max_cache_len=room) if is_static else DynamicCache(config=model.config)
+
+    if is_static and min(size for size in fixed_sizes(new_cache()) if size is not None) < prompt_len + len(nodes):
+        return can_verify_trees(model)  # a window that a call with a static cache must not fill
     with watched_layers(model):
-        logits, cache = _plain_with_cache(model, torch.cat([prompt, nodes[None, path]], dim=1))
+        logits, cache = _plain_with_cache(model, torch.cat([prompt, nodes[None, path]], dim=1), new_cache())
     expected = logits[0, prompt_len:].float()
     if expected.isnan().any():
         raise ValueError(
@@ -90,9 +127,9 @@ def _probe(model: PreTrainedModel) -> bool:
     reasons = []
     try:
         if cache is None:
-            cache = _prefilled(model, prompt)
+            cache = _prefilled(model, prompt, new_cache())
         else:
-            cache.crop(-len(path))
+            take_back(cache, len(path))
         logits = _tree_logits(model, prompt_len, tree, cache)[0, path].float().nan_to_num(nan=torch.inf)
         error = (logits - expected).abs().max().item()
         if error <= max(0.1 * effect, rounding):
@@ -102,8 +139,8 @@ def _probe(model: PreTrainedModel) -> bool:
         reasons.append(f"a tree mask fails ({failure})")
     paths = nodes[torch.tensor([[0, 1, 3], [0, 2, 4]], device=device)]
     try:
-        got = _chain_logits(model, prompt, paths).float().nan_to_num(nan=torch.inf)
-        expected = _single_step_logits(model, prompt, paths).float().nan_to_num()
+        got = _chain_logits(model, prompt, paths, new_cache).float().nan_to_num(nan=torch.inf)
+        expected = _single_step_logits(model, prompt, paths, new_cache).float().nan_to_num()
         error = (got - expected).abs().max().item()
         if error <= rounding:
             return False
@@ -111,7 +148,8 @@ def _probe(model: PreTrainedModel) -> bool:
     except _FAILURES as failure:
         reasons.append(f"taking a chain back fails ({failure})")
     raise ValueError(
-        f"{type(model).__name__} cannot verify drafts: {'; '.join(reasons)}. Generate without `assistant_model`."
+        f"{type(model).__name__} cannot verify drafts: {'; '.join(reasons)}. {_why_training_fails(model)} "
+        "without `assistant_model`."
     )
 
 
@@ -138,11 +176,17 @@ def _call_set_aside(model: PreTrainedModel) -> Iterator[None]:
             module.rope_deltas = value
 
 
-def _plain(model: PreTrainedModel, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    """Logits of an ordinary forward, with the positions that `generate` passes."""
-    if takes_position_ids(model):
-        kwargs["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    return model(tokens, **kwargs).logits
+def _pad_token(model: PreTrainedModel) -> int | None:
+    """The target's padding token, if it has one that can be embedded."""
+    config = TargetConfig(model.config)
+    token = config.special_token_ids["pad_token_id"]
+    return token if isinstance(token, int) and token < config.vocab_size else None
+
+
+def _plain(model: PreTrainedModel, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+    """Logits of an ordinary forward over a prompt, with the inputs that the target prepares for `generate`."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    return model(**prepared_inputs(model, tokens, positions, None, cache, is_first=True)).logits
 
 
 def _window_beyond_the_cache(model: PreTrainedModel) -> int:
@@ -156,46 +200,50 @@ def _window_beyond_the_cache(model: PreTrainedModel) -> int:
     return 0 if knows or not isinstance(window, int) else window
 
 
-def _prefilled(model: PreTrainedModel, prompt: torch.Tensor) -> DynamicCache:
-    cache = DynamicCache(config=model.config)
-    _plain(model, prompt, use_cache=True, **{cache_argument(model): cache})
+def _prefilled(model: PreTrainedModel, prompt: torch.Tensor, cache: Cache) -> Cache:
+    """A new cache, filled with a prompt."""
+    _plain(model, prompt, cache)
     if not has_recurrent_state(cache):
         _record_past(cache)
     return cache
 
 
-def _plain_with_cache(model: PreTrainedModel, tokens: torch.Tensor) -> tuple[torch.Tensor, DynamicCache | None]:
-    """Logits of an ordinary forward, and its cache where that can be cropped; `None` where not, or where it fails."""
-    cache = DynamicCache(config=model.config)
+def _plain_with_cache(model: PreTrainedModel, tokens: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache | None]:
+    """
+    Logits of an ordinary forward, and the new cache that it filled where that can be cropped; `None` where not, or
+    where it fails.
+    """
     if any(isinstance(layer, LinearAttentionLayer) for layer in cache.layers):
-        return _plain(model, tokens, use_cache=False), None
+        return _plain(model, tokens), None
     _record_past(cache)
     try:
-        return _plain(model, tokens, use_cache=True, **{cache_argument(model): cache}), cache
+        return _plain(model, tokens, cache), cache
     except _FAILURES:
-        return _plain(model, tokens, use_cache=False), None
+        return _plain(model, tokens), None
 
 
-def _record_past(cache: DynamicCache) -> None:
+def _record_past(cache: Cache) -> None:
     """Let layers with windows keep what `crop` may need."""
     for layer in cache.layers:
         if hasattr(layer, "record_past"):
             layer.record_past = True
 
 
-def _tree_logits(model: PreTrainedModel, prompt_len: int, tree: DraftTree, cache: DynamicCache) -> torch.Tensor:
+def _tree_logits(model: PreTrainedModel, prompt_len: int, tree: DraftTree, cache: Cache) -> torch.Tensor:
     """Logits after every node, of shape `(1, num_nodes, vocab_size)`, from one forward over the tree."""
     root_position = torch.tensor([[prompt_len]], device=tree.tokens.device)
     masks = TreeMasks(model.config.get_text_config(decoder=True), cache, prompt_mask=None)
     return forward_tree(model, tree, root_position, [prompt_len], cache, masks).logits
 
 
-def _chain_logits(model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Tensor) -> torch.Tensor:
+def _chain_logits(
+    model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Tensor, new_cache: Callable[[], Cache]
+) -> torch.Tensor:
     """
     Logits after both paths of shape `(2, 3)`: the second one goes on from the root after the first is taken back. A
     recurrent target goes back behind the root and reads it again.
     """
-    cache = _prefilled(model, prompt)
+    cache = _prefilled(model, prompt, new_cache())
     start = torch.tensor([[prompt.shape[1]]], device=prompt.device)
     first, second, second_after_root = (
         DraftTree.from_paths(root, [rest], device=prompt.device)
@@ -203,7 +251,7 @@ def _chain_logits(model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Ten
     )
     if not has_recurrent_state(cache):
         first_logits = forward_chain(model, first, start, None, cache).logits[0]
-        cache.crop(-2)
+        take_back(cache, 2)
         second_logits = forward_chain(model, second_after_root, start + 1, None, cache).logits[0]
         return torch.stack([first_logits, torch.cat([first_logits[:1], second_logits])])
     replay = DeferredReplay(model, cache, pad_token=0)
@@ -218,11 +266,13 @@ def _chain_logits(model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Ten
     return torch.stack([first_logits, second_logits])
 
 
-def _single_step_logits(model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Tensor) -> torch.Tensor:
+def _single_step_logits(
+    model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Tensor, new_cache: Callable[[], Cache]
+) -> torch.Tensor:
     """Logits after both paths of shape `(2, 3)`, token by token, as plain `generate` computes them."""
     logits = []
     for path in paths:
-        cache = _prefilled(model, prompt)
+        cache = _prefilled(model, prompt, new_cache())
         for i, token in enumerate(path):
             position = torch.tensor([[prompt.shape[1] + i]], device=prompt.device)
             logits.append(forward_chain(model, DraftTree.root_only(token[None]), position, None, cache).logits[0])

@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer, LinearAttentionLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer, LinearAttentionLayer, StaticLayer
 
+from ..kv_cache import holds_keys, set_filled
 from ..tree import DraftTree
 
 
@@ -66,10 +67,14 @@ class _Snapshot:
                     for index, state in states.items():
                         if state is not None:
                             self._restores.append((self._copy_back, states, index, state.clone()))
+            if not holds_keys(layer):
+                continue
             if isinstance(layer, DynamicSlidingWindowLayer):
                 # An update makes new tensors, so that the old ones can be kept as they are.
                 self._restores.append((self._set_window, layer, layer.keys, layer.values, layer.cumulative_length))
-            elif isinstance(layer, CacheLayerMixin) and getattr(layer, "is_initialized", False):
+            elif isinstance(layer, StaticLayer):  # writes the next tokens over those that are taken back
+                self._restores.append((set_filled, layer, int(layer.get_seq_length())))
+            else:
                 self._restores.append((self._cut, layer, layer.get_seq_length()))
 
     def restore(self) -> None:

@@ -28,10 +28,8 @@ from ..draft_options import is_draft_option, written_options
 from ..modeling_eagle import EagleDraftModel
 from ..versions import SUPPORTED
 from .attaching import AttachedDraft
-from .decoding import eagle_decoding
-from .forward import cache_argument
-from .pairing import align_draft, check_cache, check_call
-from .probe import can_verify_trees
+from .decoding import eagle_decoding, verifies_trees
+from .pairing import align_draft, check_call
 
 
 logger = logging.get_logger(__name__)
@@ -169,8 +167,7 @@ def _assisted_decoding(
         kwargs.pop(name, None)
     if assistant.attached is not None:
         try:  # what is known only now
-            check_cache(kwargs.get(cache_argument(model)))
-            can_verify_trees(model)
+            verifies_trees(model, input_ids, kwargs["generation_config"], kwargs)
         except ValueError as error:
             assistant.attached.warn_once(getattr(error, "reason", str(error)))
             return model._sample(input_ids, *args, **kwargs)

@@ -9,17 +9,26 @@ from transformers import Cache, CompileConfig, GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..features import FeatureReader
-from ..kv_cache import align_columns, capacity, clear_behind, keep_nodes
+from ..kv_cache import (
+    align_columns,
+    capacity,
+    hand_back_columns,
+    keep_nodes,
+    layers_with_keys,
+    put_aside,
+    set_filled,
+    take_back,
+)
 from ..target_config import TargetConfig
 from ..tree import DraftTree
 from ..versions import CACHE, cache_of
 from .direct_layers import direct_layers
-from .fixed_shapes import CompiledForward, compiled_call, plain_capacity
+from .fixed_shapes import CompiledForward, compiled_call, plain_sizes
 from .forward import cache_argument, forward_chain, forward_tree
 from .inference_mode import StepMode
 from .layer_records import KeyLayout, LayerRecords, newest_outputs
 from .lent_cache import LentCache, settle
-from .masks import TreeMasks
+from .masks import TreeMasks, window_of
 from .recurrent import DeferredReplay, filled_length, has_recurrent_state
 from .rotary_switch import RotarySwitch
 from .step_inputs import StepInputs
@@ -76,7 +85,7 @@ class Target:
         self.reader = reader
         self.is_tree = is_tree
         self.cache: Cache = model_kwargs[cache_argument(model)]
-        self.layer_records = LayerRecords(generation_config, plain_capacity(self.cache))
+        self.layer_records = LayerRecords(generation_config)
         self.replay: DeferredReplay | None = None  # of targets with a recurrent state
         self.rotary_switch: RotarySwitch | None = None
         self._ids = torch.empty(0)  # (batch_size, length): the text, where a rotary switch lies ahead
@@ -95,6 +104,7 @@ class Target:
         self._states: list[torch.Tensor] = []  # hidden states that the draft reads
         self._outputs: CausalLMOutputWithPast | None = None  # of a verification that is to be recorded
         self._lent: LentCache | None = None
+        self._put_aside: list[tuple[torch.Tensor, torch.Tensor]] = []  # parts of the cache, and what belongs there
 
     def __enter__(self) -> "Target":
         self.reader.__enter__()
@@ -154,7 +164,9 @@ class Target:
         self._ids = input_ids
         self._masks = TreeMasks(config, self.cache, self._prompt_mask)
         self._max_positions = TargetConfig(self.model.config).num_positions
-        self.layer_records.add_prompt(outputs, past_len)
+        if self.layer_records.is_wanted:
+            layouts = self._key_layouts(getattr(outputs, "attentions", None))
+            self.layer_records.add_prompt(outputs, past_len, layouts)
         if has_recurrent_state(self.cache):
             pad_token = self.generation_config._pad_token_tensor
             self.replay = DeferredReplay(self.model, self.cache, pad_token=0 if pad_token is None else int(pad_token))
@@ -197,7 +209,7 @@ class Target:
     def fit(self, tree: DraftTree) -> DraftTree:
         """As much of the tree as there is room for in a cache of fixed size."""
         columns = capacity(self.cache) if tree.num_nodes > 1 else None
-        return tree if columns is None else tree.first(columns - max(self.lengths))
+        return tree if columns is None else tree.first(max(columns - max(self.lengths), 1))
 
     def verify(self, tree: DraftTree) -> torch.Tensor:
         """
@@ -207,6 +219,7 @@ class Target:
             `torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`: Logits after every node.
         """
         num_nodes, self._tree_tokens = tree.num_nodes, tree.tokens
+        self._make_way()
         if self._compiled is not None:
             room = cast(int, capacity(self.cache)) - max(self.lengths)
             tree = tree.padded(min(self._num_rows(num_nodes), room))
@@ -222,6 +235,21 @@ class Target:
             self._states = [states.clone() for states in self._states]
             return logits.clone()
         return logits
+
+    def _make_way(self) -> None:
+        """
+        Put aside the last column of rows that fill a cache of fixed size, and so have ended: nodes of the others begin
+        there.
+        """
+        columns = capacity(self.cache)
+        if columns is None or max(self.lengths) < columns:
+            return
+        full = [row for row, length in enumerate(self.lengths) if length == columns]
+        for row in full:
+            self._put_aside += put_aside(self.cache, row, columns - 1)
+            self.lengths[row] = columns - 1
+        for layer in layers_with_keys(self.cache):
+            set_filled(layer, columns - 1)
 
     def _num_rows(self, num_nodes: int) -> int:
         """
@@ -240,6 +268,7 @@ class Target:
             newest (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
         """
         tree = DraftTree.root_only(newest)
+        self._make_way()
         self._num_nodes = tree.num_nodes
         with self._step_mode():
             self._forward(tree)
@@ -347,14 +376,14 @@ class Target:
 
     def _keep(self, paths: Sequence[Sequence[int]]) -> None:
         settle(self.cache)
-        if self.is_tree or capacity(self.cache) is not None:
+        if self.is_tree:
             with self._step_mode():
                 self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
         else:  # a chain, all rows by the same number of nodes
             if self.replay is not None:
                 self.replay.end(paths)
             else:
-                self.cache.crop(len(paths[0]) - self._num_nodes)
+                take_back(self.cache, self._num_nodes - len(paths[0]))
             self.lengths = [length + len(paths[0]) for length in self.lengths]
         self._num_nodes = 0
 
@@ -366,9 +395,12 @@ class Target:
         return self.reader.concatenate(states)
 
     def _key_layouts(self, attentions: Sequence[torch.Tensor | None] | None) -> list[KeyLayout]:
-        windows = self._masks.windows(len(attentions or ()))
         slots = [0 if weights is None else weights.shape[-1] - self._num_nodes for weights in attentions or ()]
-        return [KeyLayout(window, num_slots) for window, num_slots in zip(windows, slots, strict=True)]
+        layers, widths = self._masks.cache_layers(len(slots)), plain_sizes(self.cache)
+        return [
+            KeyLayout(window_of(self.cache.layers[layer]), num_slots, widths[layer])
+            for layer, num_slots in zip(layers, slots, strict=True)
+        ]
 
     @staticmethod
     def _text_positions(positions: torch.Tensor) -> torch.Tensor:
@@ -389,8 +421,13 @@ class Target:
             self.replay.undo()
         if self.is_tree and self.lengths:
             align_columns(self.cache, self.lengths)
-            if self.outlives_generate:
-                clear_behind(self.cache, max(self.lengths))
+        if self._put_aside and self.outlives_generate:
+            for view, states in self._put_aside:
+                view.copy_(states)
+            for layer in layers_with_keys(self.cache):
+                set_filled(layer, cast(int, capacity(self.cache)))
+        if self.outlives_generate and capacity(self.cache) is not None:
+            hand_back_columns(self.cache, plain_sizes(self.cache))
         if self._lent is not None:
             self._lent.give_back(is_seen=self.outlives_generate)
         self._step_mode.make_ordinary(self.cache)
