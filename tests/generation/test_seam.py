@@ -102,7 +102,7 @@ class TestRefusals:
     def test_no_cache(self, target, draft):
         self.check(target, draft, "`use_cache=False`, but verifying drafts needs", use_cache=False)
 
-    @pytest.mark.parametrize("implementation", ["offloaded_static"])
+    @pytest.mark.parametrize("implementation", ["sliding_window"])
     def test_caches_that_cannot_drop_nodes(self, target, draft, implementation):
         self.check(
             target, draft, f"`cache_implementation='{implementation}'`.*dynamic", cache_implementation=implementation

@@ -238,7 +238,7 @@ def test_a_second_turn_within_the_window():
         texts.append(
             target.generate(ids, max_new_tokens=9, assistant_model=random_draft(target) if texts else None, **kwargs)
         )
-        with pytest.raises(ValueError, match="room for 64 columns, their window, and a text of up to 72 tokens"):
+        with pytest.raises(ValueError, match="room for 64 columns, and a text of up to 72 tokens"):
             target.generate(
                 torch.tensor([[4, 5]]), attention_mask=torch.ones(1, 34), max_new_tokens=38,
                 assistant_model=random_draft(target), **kwargs,
@@ -279,7 +279,7 @@ def test_compiled_steps_within_the_window():
 @pytest.mark.parametrize("form", ["named", "passed"])
 def test_a_longer_text_is_refused_with_the_reason_before_anything_is_written(name, form):
     target = windowed(name, 11 + NEW_TOKENS - 2)
-    reason = "room for 29 columns, their window, and a text of up to 31" if STATIC_WINDOWS_GO_BACK else "sliding-window"
+    reason = "room for 29 columns, and a text of up to 31" if STATIC_WINDOWS_GO_BACK else "sliding-window"
     cache = StaticCache(config=target.config, max_cache_len=80)
     own = {"cache_implementation": "static"} if form == "named" else {CACHE: cache}
     with pytest.raises(ValueError, match=reason):

@@ -204,7 +204,7 @@ def _check_static_window(layer: StaticSlidingWindowLayer, num_columns: int | Non
     if num_columns is None or num_columns > layer.max_cache_len:
         columns = "a text of unknown length" if num_columns is None else f"a text of up to {num_columns + 1} tokens"
         raise CannotDraft(
-            f"Got a static cache with layers that have room for {layer.max_cache_len} columns, their window, and "
+            f"Got a static cache with sliding-window layers, which have room for {layer.max_cache_len} columns, and "
             f"{columns}. A static layer forgets what leaves its window at once, so that the rejected nodes of a draft "
             "tree would push out columns that are still needed.",
             f"Use a DynamicCache (leave `cache_implementation` and `{CACHE}` unset), ask for a text that fits the "
