@@ -71,7 +71,7 @@ class TestInstall:
 class TestRefusals:
     def check(self, target, draft, message, **kwargs):
         with pytest.raises(ValueError, match=message):
-            target.generate(PROMPT, assistant_model=draft, max_new_tokens=4, **kwargs)
+            target.generate(PROMPT, assistant_model=draft, **{"max_new_tokens": 4} | kwargs)
 
     def test_vocabulary(self, target):
         self.check(target, random_draft(target, vocab_size=100, draft_vocab_size=100), "vocabulary of 96 .* one of 100")
