@@ -11,6 +11,7 @@ from .checkpoints import export_checkpoint
 from .configuration_eagle import EagleConfig
 from .draft_options import DraftOptions
 from .generation.attaching import attach, detach
+from .generation.memory import forget
 from .generation.output import EagleGenerateOutput
 from .generation.seam import install, uninstall
 from .inspection import inspect_head
@@ -36,6 +37,7 @@ __all__ = [
     "create_model_card",
     "detach",
     "export_checkpoint",
+    "forget",
     "inspect_head",
     "install",
     "load_processor",

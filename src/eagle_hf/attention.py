@@ -38,6 +38,11 @@ class Attention(nn.Module, ABC):
     def pack(self) -> None:
         """Let `project(..., packed=True)` compute projections of the same input at once."""
 
+    @property
+    @abstractmethod
+    def is_packed(self) -> bool:
+        """Whether `project(..., packed=True)` may be called."""
+
     def forward(
         self,
         inputs: torch.Tensor,
@@ -103,6 +108,11 @@ class EagleAttention(Attention):
     def pack(self) -> None:
         """Let `project(..., packed=True)` compute queries, keys and values at once."""
         self.qkv.pack()
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether `project(..., packed=True)` may be called."""
+        return self.qkv.is_packed
 
 
 def attend(

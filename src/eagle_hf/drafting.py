@@ -77,7 +77,7 @@ class Drafter:
             self.network = DraftNetwork(draft, embed_tokens, lm_head)
         self.sizing = FixedSizing(options.draft_threshold) if sizing is None else sizing
         self._unread: list[Learned] = []  # arguments of `read_accepted`
-        self._deferred: Callable[[], None] | None = None  # reads the prompt
+        self._deferred: tuple[Any, ...] | None = None  # arguments of `read_prompt`
         self.is_stopped = False
         self._target_ids = draft.draft_to_target_ids if draft.has_reduced_vocabulary else None
         self._rotary = RotaryTable(draft)
@@ -95,12 +95,12 @@ class Drafter:
 
     def defer_prompt(self, *args: Any) -> None:
         """Learn the features of the prompt before the first tree; `args` are those of `read_prompt`."""
-        self._deferred = partial(self.read_prompt, *args)
+        self._deferred = args
 
     def _read_deferred(self) -> None:
         if self._deferred is not None:
-            read, self._deferred = self._deferred, None
-            read()
+            args, self._deferred = self._deferred, None
+            self.read_prompt(*args)
 
     @torch.inference_mode()
     def read_prompt(
@@ -258,7 +258,10 @@ class Drafter:
     def _grow(
         self, roots: torch.Tensor, max_depth: int, noise_ahead: Callable[[int], Noise | None] | None
     ) -> DraftTree:
-        self._noise = NoiseAhead(partial(self._draft_noise, noise_ahead), min(max_depth, self.options.max_depth))
+        draw = partial(
+            _draft_noise, self.draft, self._target_ids, noise_ahead
+        )  # knows nothing of this object: no cycle
+        self._noise = NoiseAhead(draw, min(max_depth, self.options.max_depth))
         if self.draft.config.parallel_drafting or self.options.draft_tree == "static":
             self._read_unread()
             self.network.begin_guesses()
@@ -277,16 +280,6 @@ class Drafter:
             self.sizing.drafted(tree.scores, tree.max_depth)
         self.network.cut(max(self._lengths))
         return tree
-
-    def _draft_noise(self, noise_ahead: Callable[[int], Noise | None] | None, num_levels: int) -> Noise | None:
-        noise = noise_ahead(num_levels) if noise_ahead is not None else None
-        if noise is None:
-            return None
-        noise = noise[0].to(self._device), noise[1].to(self._device)
-        if self.draft.lm_head is None:
-            return noise
-        config = self.draft.config
-        return for_vocabulary(noise, self._target_ids, config.draft_vocab_size or config.vocab_size)
 
     def _grow_planned(self, roots: torch.Tensor, max_depth: int) -> DraftTree:
         """Trees whose shape does not depend on the text: of P-EAGLE, and static ones."""
@@ -401,3 +394,19 @@ class Drafter:
     def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
         """Target ids of draft ids, of any shape."""
         return draft_ids if self._target_ids is None else self._target_ids[draft_ids]
+
+
+def _draft_noise(
+    draft: EagleDraftModel,
+    target_ids: torch.Tensor | None,
+    noise_ahead: Callable[[int], Noise | None] | None,
+    num_levels: int,
+) -> Noise | None:
+    """The noise of so many levels in the vocabulary of a head, of which `target_ids` are the ids if it is reduced."""
+    noise = noise_ahead(num_levels) if noise_ahead is not None else None
+    if noise is None:
+        return None
+    noise = noise[0].to(draft.device), noise[1].to(draft.device)
+    if draft.lm_head is None:
+        return noise
+    return for_vocabulary(noise, target_ids, draft.config.draft_vocab_size or draft.config.vocab_size)

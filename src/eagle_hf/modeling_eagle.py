@@ -130,6 +130,7 @@ class EagleDraftModel(PreTrainedModel):
         # Unless the user chose them when loading, `generate` brings the head to its target's device and dtype.
         self.has_explicit_device = self.has_explicit_dtype = False
         self.post_init()
+        self.pack_projections()
 
     @classmethod
     def from_pretrained(
@@ -200,7 +201,14 @@ class EagleDraftModel(PreTrainedModel):
         model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
         model.generation_config = generation_config or checkpoint.generation_config or model.generation_config
         model.has_explicit_dtype, model.has_explicit_device = dtype is not None, device_map is not None
+        model.pack_projections()
         return model
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "EagleDraftModel":
+        """What `to`, `cuda`, `half` and the like rest on: weights that have moved are packed again."""
+        super()._apply(*args, **kwargs)
+        self.pack_projections()
+        return self
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save configuration, weights (safetensors) and `generation_config` to a folder. As in `transformers`."""
@@ -375,7 +383,8 @@ class EagleDraftModel(PreTrainedModel):
             attention_mask (`torch.BoolTensor` of shape `(batch_size, 1, seq_len, past_len + seq_len)`, *optional*):
                 What each row sees. `None` is causal, and allowed for a single row or an empty cache only.
             packed (`bool`, *optional*, defaults to `False`):
-                Whether to compute projections of the same input at once, without gradients; after `pack_projections`.
+                Whether to compute projections of the same input at once, without gradients. Only for heads with
+                `has_packed_projections`.
             sliding_mask (`torch.BoolTensor`, *optional*):
                 What rows see in layers with a sliding window; the same as in others by default.
             unrolled_attention (`Callable`, *optional*):
@@ -392,10 +401,20 @@ class EagleDraftModel(PreTrainedModel):
         return self.norm(hidden_states) if self.config.norm_output else hidden_states
 
     def pack_projections(self) -> None:
-        """Let `step(..., packed=True)` compute projections of the same input at once; again whenever weights moved."""
+        """
+        Lays projections of the same input side by side in memory, so that `step(..., packed=True)` computes them at
+        once. Loading and moving a head do it. Where something else has given weights memory of their own
+        (`load_state_dict(assign=True)`, FSDP), drafting computes them one by one, until this is called.
+        """
         for layer in cast(list[EagleDecoderLayer], self.layers):
             layer.self_attn.pack()
             layer.mlp.gate_up.pack()
+
+    @property
+    def has_packed_projections(self) -> bool:
+        """Whether `step(..., packed=True)` may be called: the projections are packed, see `pack_projections`."""
+        layers = cast(list[EagleDecoderLayer], self.layers)
+        return all(layer.self_attn.is_packed and layer.mlp.gate_up.is_packed for layer in layers)
 
     def compute_logits(
         self, last_hidden_state: torch.Tensor, lm_head: Callable[[torch.Tensor], torch.Tensor] | None = None

@@ -88,6 +88,11 @@ class MultiHeadLatentAttention(Attention):
         """Let `project(..., packed=True)` compute both projections of its input at once."""
         self.down.pack()
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether `project(..., packed=True)` may be called."""
+        return self.down.is_packed
+
 
 def _length_scaling(rope_parameters: dict) -> float:
     """By how much scaled rotary embeddings sharpen attention, where the configuration says so (`mscale_all_dim`)."""

@@ -394,3 +394,10 @@ def remember(draft: object, target: object, situation: tuple, sizing: TreeSizing
 
 def _of_pair(draft: object, target: object) -> dict[tuple, TreeSizing]:
     return _KNOWN.setdefault(draft, WeakKeyDictionary()).setdefault(target, {})
+
+
+def forget_sizings(model: object) -> None:
+    """Drops what was learned about a head with all targets, or a target with all heads."""
+    _KNOWN.pop(model, None)
+    for targets in list(_KNOWN.values()):
+        targets.pop(model, None)

@@ -131,10 +131,18 @@ class TestRefusals:
 
 
 class TestAlignment:
-    def test_the_draft_follows_the_targets_dtype(self, draft):
-        target = tiny_target("llama", dtype=torch.float64)
+    def test_the_draft_follows_the_targets_dtype(self, draft, monkeypatch):
+        """As a copy: the head that was passed keeps its own."""
+        target, seen = tiny_target("llama", dtype=torch.float64), []
+        step = EagleDraftModel.step
+        monkeypatch.setattr(
+            EagleDraftModel,
+            "step",
+            lambda self, *args, **kwargs: seen.append(self.dtype) or step(self, *args, **kwargs),
+        )
         greedy(target, assistant_model=draft)
-        assert draft.dtype == torch.float64
+        assert set(seen) == {torch.float64}
+        assert draft.dtype == torch.float32
 
     def test_unless_it_was_chosen(self, draft):
         target = tiny_target("llama", dtype=torch.float64)

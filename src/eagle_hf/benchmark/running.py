@@ -14,7 +14,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..generation.pairing import align_draft, check_pair
+from ..generation.converted_heads import align_draft
+from ..generation.pairing import check_pair
 from ..modeling_eagle import EagleDraftModel
 from . import environment
 from .averages import ALL, head_metrics, ratios, summarize
@@ -64,7 +65,7 @@ def run_benchmark(
     """
     settings = settings or BenchmarkSettings()
     check_pair(target, draft)
-    align_draft(target, draft)
+    draft = align_draft(target, draft)  # once, and not in every call
     methods = list(methods if methods is not None else make_methods(draft))
     measuring = Measuring(target, draft, tokenizer, methods, settings)
     jobs = [(prompt, t) for prompts in tasks.prompts.values() for prompt in prompts for t in settings.temperatures]

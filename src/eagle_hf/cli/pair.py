@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from ..generation.converted_heads import align_draft
 from ..generation.output import EagleGenerateOutput
-from ..generation.pairing import align_draft
 from ..loading import check_target, file_options, load_target, load_tokenizer
 from ..modeling_eagle import EagleDraftModel
 from ..prompts import encode_messages, encode_prompt
@@ -78,7 +78,7 @@ class Pair:
         check_target(target, **file_options(options))
         head = EagleDraftModel.from_pretrained(draft)  # before the target: less is waited for in vain
         model = load_target(target, **options)
-        align_draft(model, head)  # how it drafts, and how it is compiled, depend on the device
+        head = align_draft(model, head)  # once, and not in every call
         return cls(model, head, load_tokenizer(target, **file_options(options)))
 
     def encode(self, prompt: str, raw: bool = False) -> torch.Tensor:

@@ -11,7 +11,7 @@ from transformers.utils import logging
 from ..draft_options import DraftOptions, is_draft_option, written_options
 from ..modeling_eagle import EagleDraftModel
 from .call import CallConfig
-from .pairing import align_draft, check_call
+from .pairing import check_call
 
 
 logger = logging.get_logger(__name__)
@@ -87,7 +87,6 @@ class AttachedGenerate(_AttachedCall):
             return f"`{name}` asks for another way to draft."
         try:
             check_call(self.model, self.attached.draft, config)
-            align_draft(self.model, self.attached.draft)
         except ValueError as error:
             return getattr(error, "reason", str(error))
         return None

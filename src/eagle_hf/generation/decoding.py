@@ -18,6 +18,7 @@ from ..kv_cache import capacity
 from ..modeling_eagle import EagleDraftModel
 from ..tree import DraftTree
 from ..versions import CACHE
+from .converted_heads import align_draft
 from .fixed_shapes import columns_of_text, with_room
 from .forward import cache_argument
 from .output import EagleGenerateOutput, History
@@ -72,7 +73,8 @@ def eagle_decoding(
     """
     cache_name = cache_argument(model)
     is_tree = verifies_trees(model, input_ids, generation_config, model_kwargs)
-    options = DraftOptions.from_generation_config(draft.generation_config, draft.device.type, written)
+    head = align_draft(model, draft)
+    options = DraftOptions.from_generation_config(draft.generation_config, head.device.type, written)
     if not is_tree and options.draft_tree not in ("chain", "auto"):
         logger.warning_once(
             f"{type(model).__name__} verifies chains only, as its layers take no mask per node: the draft proposes "
@@ -86,7 +88,7 @@ def eagle_decoding(
     target = Target(
         model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree, options.max_nodes
     )
-    proposals = Proposals(draft, options, target, sequences, synced_gpus)
+    proposals = Proposals(draft, head, options, target, sequences, synced_gpus)
     records = Records(generation_config, sequences.batch_size)
     history = History(sequences.batch_size, keeps_trees=options.output_draft_trees)
 

@@ -50,6 +50,11 @@ def direct_layers(model: PreTrainedModel) -> list[nn.Module]:
     return _declared_layers(model) if _RUN_IN_ORDER.get(model) else []
 
 
+def forget_order(model: PreTrainedModel) -> None:
+    """Drops what was seen of a target's layers."""
+    _RUN_IN_ORDER.pop(model, None)
+
+
 def _declared_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The layers whose outputs the target declares as its hidden states, if hooks on them are called."""
     decoder = model.get_decoder()

@@ -210,14 +210,3 @@ def _check_static_window(layer: StaticSlidingWindowLayer, num_columns: int | Non
             f"Use a DynamicCache (leave `cache_implementation` and `{CACHE}` unset), ask for a text that fits the "
             "window, or generate without `assistant_model`.",
         )
-
-
-def align_draft(model: PreTrainedModel, draft: EagleDraftModel) -> None:
-    """
-    Bring the draft to the target's device and dtype, unless the user chose them when loading it.
-    """
-    device = input_device(model)
-    dtype = draft.dtype if draft.has_explicit_dtype else model.dtype
-    if dtype != draft.dtype or (device != draft.device and not draft.has_explicit_device):
-        logger.info(f"Moving the draft from {draft.dtype} on {draft.device} to {dtype} on {device}, as its target.")
-        draft.to(device=device if not draft.has_explicit_device else draft.device, dtype=dtype)

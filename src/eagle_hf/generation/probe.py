@@ -66,6 +66,11 @@ def can_verify_trees(model: PreTrainedModel, is_static: bool = False) -> bool:
     return verdicts[situation]
 
 
+def forget_verdicts(model: PreTrainedModel) -> None:
+    """Drops what was found out about a target."""
+    _VERDICTS.pop(model, None)
+
+
 def _state(model: PreTrainedModel) -> int:
     """What a verdict depends on, as a number that is equal for equal states."""
     modules = (

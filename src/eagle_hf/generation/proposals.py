@@ -20,7 +20,8 @@ from .target import Target
 class Proposals:
     """
     Args:
-        draft ([`EagleDraftModel`]): The draft head.
+        draft ([`EagleDraftModel`]): The draft head as the user has it, with which is kept what was learned about it.
+        head ([`EagleDraftModel`]): The same as it drafts, from [`align_draft`].
         options ([`DraftOptions`]): The shape of the trees.
         target ([`Target`]): Verifies them; says how deep they may be, and what the head may borrow.
         sequences ([`Sequences`]): The growing texts.
@@ -28,14 +29,20 @@ class Proposals:
     """  # noqa: D205
 
     def __init__(
-        self, draft: EagleDraftModel, options: DraftOptions, target: Target, sequences: Sequences, synced_gpus: bool
+        self,
+        draft: EagleDraftModel,
+        head: EagleDraftModel,
+        options: DraftOptions,
+        target: Target,
+        sequences: Sequences,
+        synced_gpus: bool,
     ):
         model = target.model
         self._draft, self._target, self._sequences = draft, target, sequences
         self._is_coupled = options.draft_coupling
         # Synced ranks draft on their own, without waiting for the others.
-        embed_tokens = lent_embedding(model, draft.device, draft.dtype, gathered=synced_gpus)
-        lm_head = lent_lm_head(model, draft.device, gathered=synced_gpus)
+        embed_tokens = lent_embedding(model, head.device, head.dtype, gathered=synced_gpus)
+        lm_head = lent_lm_head(model, head.device, gathered=synced_gpus)
         compile_config, max_length = target.compiling()
         is_compiled, do_sample = compile_config is not None, target.generation_config.do_sample
         self._situation = (str(model.device), model.dtype, sequences.batch_size, do_sample, is_compiled)
@@ -44,7 +51,7 @@ class Proposals:
             warms_up = is_compiled or not target.is_on_cpu  # a GPU loads its kernels when they are first called
             unknown = TreeSizing(StepCosts(sequences.batch_size), first_plain_steps=2 if warms_up else 1)
             self.sizing = known_sizing(draft, model, self._situation, unknown)
-        self.drafter = Drafter(draft, options, embed_tokens, lm_head, compile_config, max_length, self.sizing)
+        self.drafter = Drafter(head, options, embed_tokens, lm_head, compile_config, max_length, self.sizing)
         self._retrieval: Retrieval | None = None
         if options.draft_retrieval:
             texts = sequences.ids.tolist()

@@ -29,7 +29,7 @@ from ..modeling_eagle import EagleDraftModel
 from ..versions import SUPPORTED
 from .attaching import AttachedDraft
 from .decoding import eagle_decoding, verifies_trees
-from .pairing import align_draft, check_call
+from .pairing import check_call
 
 
 logger = logging.get_logger(__name__)
@@ -149,7 +149,6 @@ def _validate_generation_mode(
         del generation_mode_kwargs["assistant_model"]  # nothing of the kind for the target's forward
         return original(generation_mode, generation_config, generation_mode_kwargs)
     check_call(model, assistant.draft, generation_config, assistant.written)
-    align_draft(model, assistant.draft)
 
 
 def _assisted_decoding(

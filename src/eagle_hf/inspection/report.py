@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_eagle import EagleConfig
-from ..generation.pairing import align_draft, check_pair
+from ..generation.converted_heads import align_draft
+from ..generation.pairing import check_pair
 from ..loading import file_options, load_target, load_tokenizer
 from ..modeling_eagle import EagleDraftModel
 from ..target_config import TargetConfig
@@ -189,8 +190,7 @@ def inspect_head(
     def measure(reading: Reading) -> Measured:
         config = reading.config(draft.config)
         variant = EagleDraftModel.from_pretrained(repo, config=config, **hub_kwargs).eval()
-        align_draft(model, variant)
-        return _measure(model, variant, answers, depth, reading)
+        return _measure(model, align_draft(model, variant), answers, depth, reading)
 
     published = best = measure(Reading())
     measured = [published]

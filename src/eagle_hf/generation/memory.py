@@ -1,0 +1,35 @@
+"""What outlives a call of `generate` on purpose, and how to be rid of it."""
+
+from typing import Any
+
+from torch import nn
+
+from ..tree_sizing import forget_sizings
+from .converted_heads import forget_copies
+from .direct_layers import forget_order
+from .probe import forget_verdicts
+
+
+def forget(model: nn.Module) -> None:
+    """
+    Drops all that calls of `generate` have left in memory about a target or a head: converted copies of the head, how
+    the target verifies drafts, what trees were worth, and functions that were compiled. The next call finds out anew
+    what it needs. All of this is freed with the target and the head themselves anyway; see `docs/faq.md`.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`EagleDraftModel`]):
+            A target, a head, or a module that holds one, such as a model with adapters.
+
+    Example:
+
+    ```python
+    >>> import eagle_hf
+
+    >>> eagle_hf.forget(draft)  # doctest: +SKIP
+    ```
+    """
+    for module in model.modules():
+        known: Any = module
+        for forget_part in (forget_copies, forget_sizings, forget_verdicts, forget_order):
+            forget_part(known)
+        module.__dict__.pop("_compiled_functions", None)
