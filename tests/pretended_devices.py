@@ -66,7 +66,7 @@ class PretendedDevices(TorchFunctionMode):
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
         device = self._common_device(func, args, tensors)
         output = func(*args, **kwargs)
-        if func is _SET_DATA:
+        if func == _SET_DATA:
             put(args[0], device_of(args[1]))
             return output
         device = device if wanted is None else _name(wanted)

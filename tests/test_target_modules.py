@@ -61,7 +61,7 @@ class TestSpreadTargets:
         with pretended_gpus():
             spread(target, lm_head)
             if place is not None:
-                draft.to(place)
+                assert draft.to(place).device == torch.device(place)
                 draft.has_explicit_device = True  # as `from_pretrained` notes with a `device_map`
             prompts = PROMPTS[: options.pop("batch", 2)].clone()
             output = generate(target, draft, put(prompts, "cuda:0"), **options)

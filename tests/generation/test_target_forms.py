@@ -86,6 +86,37 @@ class TestAdapters:
         with target.disable_adapter():
             assert torch.equal(target.generate(**INPUTS, **GREEDY, assistant_model=draft), plain_text())
 
+    def test_merging_loading_and_taking_adapters_away_between_calls(self, peft):
+        """With heads that use the target's `lm_head`, to which the adapters belong as well."""
+        target = tiny_target("llama")
+        drafts = [small_draft(eagle_version=1), small_draft(draft_vocab_size=None)]
+        texts = []
+
+        def compare(target):
+            plain = target.generate(**INPUTS, **GREEDY)
+            for draft in drafts:
+                assert torch.equal(target.generate(**INPUTS, **GREEDY, assistant_model=draft), plain)
+            texts.append(tuple(plain.flatten().tolist()))
+
+        compare(target)
+        modules = ["q_proj", "up_proj", "embed_tokens", "lm_head"]
+        settings = peft.LoraConfig(target_modules=modules, init_lora_weights=False, r=4)
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            adapted = peft.get_peft_model(target, settings).eval()
+            compare(adapted)
+            adapted.merge_adapter()
+            compare(adapted)
+            adapted.unmerge_adapter()
+            adapted.add_adapter("second", settings)
+            adapted.eval().set_adapter("second")
+            compare(adapted)
+            adapted.delete_adapter("second")
+            adapted.set_adapter("default")
+            compare(adapted)
+        compare(adapted.merge_and_unload())
+        assert len({texts[0], texts[1], texts[3]}) == 3
+
     def test_adapters_on_the_embedding_and_the_head(self, peft, monkeypatch):
         """An EAGLE-1 head drafts with the target's `lm_head` and embedding as they are, adapters included."""
         assert_lossless(monkeypatch, self.wrap(peft, target_modules=["q_proj", "embed_tokens", "lm_head"]))
