@@ -142,3 +142,56 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert (final / "file").read_text() == "new"
     assert find_problem(final) is None
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("refuses", ["open", "fsync"])
+def test_checkpoints_are_saved_where_folders_cannot_be_opened_or_flushed(tmp_path, monkeypatch, refuses):
+    """Windows opens no folders and flushes no file that was opened for reading; some mounted folders flush nothing."""
+    opened, is_folder, flushed = os.open, {}, []
+
+    def open_files_only(path, flags, *args, **kwargs):
+        folder = Path(path).is_dir()
+        if folder and refuses == "open":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        descriptor = opened(path, flags, *args, **kwargs)
+        is_folder[descriptor] = folder, bool(flags & (os.O_RDWR | os.O_WRONLY))
+        return descriptor
+
+    def flush(descriptor):
+        folder, may_write = is_folder.get(descriptor, (False, True))
+        if folder:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        if not may_write:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flushed.append(descriptor)
+
+    monkeypatch.setattr(os, "open", open_files_only)
+    monkeypatch.setattr(os, "fsync", flush)
+    target = tiny_target("llama")
+    trainer = make_trainer(tmp_path, target, random_draft(target), max_steps=2, save_strategy="steps", save_steps=2)
+    trainer.train()
+    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert len(flushed) >= 5  # the files all the same
+
+
+def test_a_disk_that_fails_to_flush_a_file_is_not_overlooked(tmp_path, monkeypatch):
+    """Negative control: what is tolerated is that flushing is not known, not that it fails."""
+    staged = durable_checkpoints.staging_folder(tmp_path, 2) / "checkpoint-2"
+    staged.mkdir(parents=True)
+    (staged / "file").write_text("new")
+
+    def fail(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        durable_checkpoints.publish(staged, tmp_path / "checkpoint-2", {"run": {}})
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_markers_name_files_as_every_system_reads_them(tmp_path):
+    staged = durable_checkpoints.staging_folder(tmp_path, 2) / "checkpoint-2"
+    (staged / "inner").mkdir(parents=True)
+    (staged / "inner" / "file").write_text("new")
+    durable_checkpoints.publish(staged, tmp_path / "checkpoint-2", {"run": {}})
+    assert list(durable_checkpoints.read_facts(tmp_path / "checkpoint-2")["files"]) == ["inner/file"]

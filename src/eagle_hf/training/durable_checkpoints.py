@@ -11,6 +11,7 @@ runs/head/checkpoint-500/... and checkpoint_complete.json      renamed: complete
 Whatever happens in between, the checkpoints before it are whole, and what is not marked is not taken for one.
 """
 
+import errno
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 MARKER = "checkpoint_complete.json"
+_NO_FLUSHING = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _STAGING_PREFIX = ".saving-"
 
 
@@ -53,7 +55,7 @@ def publish(staged: Path, final: Path, facts: dict[str, Any]) -> None:
         facts (`dict`): What resuming checks, such as the number of processes; the sizes of the files are added.
     """
     files = sorted(path for path in staged.rglob("*") if path.is_file())
-    sizes = {str(path.relative_to(staged)): path.stat().st_size for path in files}
+    sizes = {path.relative_to(staged).as_posix(): path.stat().st_size for path in files}
     marker = staged / MARKER
     marker.write_text(json.dumps(facts | {"files": sizes}, indent=2, sort_keys=True) + "\n")
     for path in [*files, marker, *{path.parent for path in [*files, marker]}]:
@@ -121,8 +123,19 @@ def rotate(run_dir: str | os.PathLike, limit: int | None, best: str | os.PathLik
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Bring a file or the names in a folder to the disk, where the system lets that be asked for."""
+    is_folder = path.is_dir()
+    try:
+        # Windows flushes only what may be written, and opens no folders: its file system keeps a journal of names.
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    except OSError:
+        if is_folder:
+            return
+        raise
     try:
         os.fsync(descriptor)
+    except OSError as error:  # shared and mounted folders often know no flushing
+        if error.errno not in _NO_FLUSHING:
+            raise
     finally:
         os.close(descriptor)
