@@ -228,8 +228,15 @@ def _split_gguf(target: str | os.PathLike, gguf_file: str | None) -> tuple[str, 
 
 def _resolve_adapter(target: str, hub_kwargs: dict[str, Any]) -> tuple[str, dict[str, Any], str | None]:
     """The model itself, where from, and the adapter if `target` is one."""
-    path = find_file(target, "adapter_config.json", **hub_kwargs)
+    away = None
+    try:
+        is_model = find_file(target, "config.json", **hub_kwargs) is not None
+    except NotReached as error:
+        is_model, away = False, error
+    path = _find_if_known(target, "adapter_config.json", hub_kwargs | ({"local_files_only": True} if away else {}))
     if path is None:
+        if away is not None:
+            raise away
         return target, hub_kwargs, None
     if not is_peft_available():
         raise ModuleNotFoundError(
@@ -242,7 +249,7 @@ def _resolve_adapter(target: str, hub_kwargs: dict[str, Any]) -> tuple[str, dict
             f"{target} is an adapter of the kind {kind}, whose virtual tokens take columns of the cache that no token "
             "stands for: drafts are not verified behind them. LoRA and other adapters of weights are."
         )
-    if find_file(target, "config.json", **hub_kwargs) is not None:  # a whole model that holds its adapter
+    if is_model:  # which holds its adapter
         return target, hub_kwargs, target
     base = config.get("base_model_name_or_path")
     if not base:
@@ -261,6 +268,14 @@ def _resolve_adapter(target: str, hub_kwargs: dict[str, Any]) -> tuple[str, dict
             "`base_model_name_or_path`."
         ) from error
     return base, place, target
+
+
+def _find_if_known(source: str, name: str, hub_kwargs: dict[str, Any]) -> Path | None:
+    """A file that most models do not have: with the Hub away, one that is not in the cache is taken to be none."""
+    try:
+        return find_file(source, name, **hub_kwargs)
+    except NotReached:
+        return None
 
 
 def _read_config(
@@ -350,17 +365,14 @@ def _is_a_head(source: str) -> str:
 def _with_tokenizer(target: str, hub_kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Where the tokenizer is: an adapter's folder often holds a copy, which may know more tokens than the base's."""
     base, base_kwargs, adapter = _resolve_adapter(target, hub_kwargs)
-    if adapter is not None and find_file(target, "tokenizer_config.json", **hub_kwargs) is not None:
+    if adapter is not None and _find_if_known(target, "tokenizer_config.json", hub_kwargs) is not None:
         return target, hub_kwargs
     return base, base_kwargs
 
 
 def _template_of_processor(source: str, hub_kwargs: dict[str, Any]) -> str | None:
     """Older multimodal repositories keep the chat template where only their processor looks."""
-    try:
-        path = find_file(source, "chat_template.json", **hub_kwargs)
-    except NotReached:
-        return None
+    path = _find_if_known(source, "chat_template.json", hub_kwargs)
     return None if path is None else json.loads(path.read_text(encoding="utf-8")).get("chat_template")
 
 

@@ -6,12 +6,13 @@ from test_push import HEAD
 
 
 FILES = {path.name: path.read_bytes() for path in HEAD.iterdir() if path.is_file()}
+TARGET = {path.name: path.read_bytes() for path in (HEAD.parent / "demo-llama-10m").iterdir() if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def hub():
     with FakeHub() as hub:
-        for name, files in {"head": FILES, "empty": {"README.md": b""}, "seen": FILES}.items():
+        for name, files in {"head": FILES, "empty": {"README.md": b""}, "seen": FILES, "target": TARGET}.items():
             hub.repositories[f"org/{name}"] = Repository(is_private=False)
             hub.repositories[f"org/{name}"].commit("main", dict(files))
         yield hub
@@ -21,8 +22,9 @@ def hub():
 def client(hub):
     with Client(hub.url) as client:
         client.run("import time; time.sleep = lambda seconds: None")  # the client tries again and again
-        client.run("from huggingface_hub import constants\nfrom eagle_hf import EagleDraftModel, inspect_head")
+        client.run("from huggingface_hub import constants\nfrom eagle_hf import EagleDraftModel, inspect_head, load_target, load_tokenizer")
         client.run("EagleDraftModel.from_pretrained('org/seen')")  # now in the cache
+        client.run("from huggingface_hub import snapshot_download; snapshot_download('org/target')")
         yield client
 
 
@@ -51,6 +53,26 @@ def test_a_hub_that_fails_is_named_and_the_head_is_not_blamed(client, break_hub,
     assert str(status) in said or status == "closed"
     assert "no EAGLE head" not in said
     assert "no weights" not in said
+
+
+@pytest.mark.parametrize("load", ["load_target", "load_tokenizer"])
+def test_a_target_is_not_blamed_either(client, break_hub, load):
+    break_hub(503)
+    said = refusal(client, f"{load}('org/unseen')")
+    assert "was not reached" in said
+    assert "503" in said
+
+
+def test_a_target_in_the_cache_loads_while_the_hub_fails(client, break_hub):
+    """Nobody has asked yet whether it is an adapter, or has a file for its processor."""
+    break_hub(503)
+    assert client.run("result = type(load_target('org/target')).__name__") == "LlamaForCausalLM"
+    assert client.run("result = load_tokenizer('org/target').chat_template is not None")
+
+
+@pytest.mark.parametrize("load", ["load_target", "load_tokenizer"])
+def test_a_target_that_the_hub_does_not_show_is_told_as_before(client, load):
+    assert "private" in refusal(client, f"{load}('org/nobody')")
 
 
 def test_what_is_in_the_cache_loads_while_the_hub_fails(client, break_hub):
