@@ -159,6 +159,15 @@ def check_target(
     return config
 
 
+def reads_images(config: PreTrainedConfig) -> bool:
+    """Returns whether a target of this configuration, from [`check_target`], is loaded with what reads images."""
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        return False
+    auto_class = _auto_class(str(config.name_or_path), config, trust_remote_code=False)
+    images = AutoModelForImageTextToText._model_mapping[type(config)]
+    return auto_class._model_mapping[type(config)] is images
+
+
 def file_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those options of [`load_target`] that say where files are, which [`load_tokenizer`] takes as well."""
     return {

@@ -33,6 +33,39 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
     return tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
 
 
+def encode_with_images(
+    processor: Any, prompt: str, images: Sequence[Any], raw: bool = False
+) -> dict[str, torch.Tensor]:
+    """
+    Returns what a multimodal target takes for a prompt with images: `input_ids` and `attention_mask` of shape
+    `(1, prompt_length)`, and the images as its processor makes them.
+
+    Args:
+        processor ([`~transformers.ProcessorMixin`]): The target's.
+        prompt (`str`): The prompt. Without a chat template it may say where the images stand (`processor.image_token`);
+            else they stand before it.
+        images (`Sequence[PIL.Image.Image]`): The images.
+        raw (`bool`, *optional*, defaults to `False`): Whether to leave out the chat template, as where there is none.
+    """
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if raw or template is None:
+        token = getattr(processor, "image_token", None)
+        if token is not None and token not in prompt:
+            prompt = token * len(images) + prompt
+        return dict(processor(images=list(images), text=prompt, return_tensors="pt"))
+    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]
+    return dict(
+        processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=template,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+    )
+
+
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> str:
     """
     Renders a conversation and the beginning of its next answer.

@@ -22,9 +22,10 @@ def hub():
 def client(hub):
     with Client(hub.url) as client:
         client.run("import time; time.sleep = lambda seconds: None")  # the client tries again and again
-        client.run("from huggingface_hub import constants\nfrom eagle_hf import EagleDraftModel, inspect_head, load_target, load_tokenizer")
+        client.run("from huggingface_hub import constants, snapshot_download")
+        client.run("from eagle_hf import EagleDraftModel, inspect_head, load_target, load_tokenizer")
         client.run("EagleDraftModel.from_pretrained('org/seen')")  # now in the cache
-        client.run("from huggingface_hub import snapshot_download; snapshot_download('org/target')")
+        client.run("snapshot_download('org/target')")
         yield client
 
 

@@ -1,10 +1,12 @@
 """Generate text with a target and its EAGLE draft, from the Hub or from folders."""
 
 import argparse
+from typing import Any
 
 import torch
 from transformers import TextStreamer
 
+from ..loading import check_target, file_options, load_processor, reads_images
 from . import values
 from .figures import mean_acceptance_length, speed_line
 from .pair import Pair
@@ -30,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample from this many likeliest tokens (default: 0, all)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed for sampling (default: 0)")
+    parser.add_argument(
+        "--image",
+        type=values.image,
+        action="append",
+        metavar="FILE",
+        help="image of the prompt, for targets that read images; may be repeated",
+    )
     parser.add_argument("--raw", action="store_true", help="do not apply the chat template")
     parser.add_argument("--threads", type=values.integer(1), help="CPU threads")
     parser.add_argument("--compare", action="store_true", help="generate without the draft as well, and compare")
@@ -46,10 +55,19 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     if args.threads:
         torch.set_num_threads(args.threads)
-    pair = Pair.load(args.target, args.draft, **target_options(args))
+    if missing := [str(path) for path in args.image or () if not path.is_file()]:
+        raise FileNotFoundError(f"--image: there is no file {', '.join(missing)}.")
+    options = target_options(args)
+    processor = _load_processor(args.target, options) if args.image else None  # before any weights
+    pair = Pair.load(args.target, args.draft, **options)
     pair.draft.generation_config.output_draft_trees = args.show_tree
-    input_ids = pair.encode(args.prompt, raw=args.raw)
-    options = {"max_new_tokens": args.max_new_tokens, "do_sample": args.temperature > 0}
+    inputs: dict[str, Any] = {}
+    if processor is None:
+        input_ids = pair.encode(args.prompt, raw=args.raw)
+    else:
+        inputs = pair.encode_with_images(processor, args.prompt, args.image, raw=args.raw)
+        input_ids = inputs.pop("input_ids")
+    options = {"inputs": inputs, "max_new_tokens": args.max_new_tokens, "do_sample": args.temperature > 0}
     if args.temperature > 0:
         options |= {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
 
@@ -72,3 +90,16 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"\ntokens equal to plain generate: {'yes' if equal else 'NO'} ({len(plain.tokens)} tokens)")
     console.print(speed_line([plain], [eagle]))
     return 0 if equal else 1
+
+
+def _load_processor(target: str, options: dict[str, Any]) -> Any:
+    """The processor of a target that reads images; others are refused by name."""
+    files = file_options(options)
+    config = check_target(target, **files)
+    if not reads_images(config):
+        named_as = ", ".join(config.architectures or []) or type(config).__name__
+        raise ValueError(
+            f"--image: {target} is a {config.model_type} model ({named_as}), which reads no images. Leave --image out, "
+            "or take a multimodal target; docs/multimodal.md names some."
+        )
+    return load_processor(target, **files)

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.argv = argv
         return COMMANDS[args.command].run(args)
     except ModuleNotFoundError as error:
-        print(f"eagle-hf {argv[0]}: {error}. Install it: pip install 'eagle-hf[train,demo]'", file=sys.stderr)
+        print(f"eagle-hf {argv[0]}: {error}{_how_to_install(error)}", file=sys.stderr)
         return 1
     except (ImportError, OSError, ValueError, FloatingPointError) as error:
         print(f"eagle-hf {argv[0]}: {error}", file=sys.stderr)
@@ -65,6 +65,21 @@ def _accept_both_spellings(parser: argparse.ArgumentParser) -> None:
         for twin in (option[2:].replace("_", "-"), option[2:].replace("-", "_")):
             if option.startswith("--"):
                 parser._option_string_actions.setdefault(f"--{twin}", action)
+
+
+EXTRAS = {
+    "datasets": "train", "gguf": "gguf", "gradio": "demo", "matplotlib": "viz", "peft": "peft", "PIL": "images",
+    "rich": "viz",
+}  # fmt: skip
+
+
+def _how_to_install(error: ModuleNotFoundError) -> str:
+    """The extra that brings a missing package, where the error does not say it."""
+    if "pip install" in str(error):
+        return ""
+    module = (error.name or "").partition(".")[0]
+    package = f"'eagle-hf[{EXTRAS[module]}]'" if module in EXTRAS else module
+    return f". Install it: pip install {package}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """A target and its draft, loaded once and run with and without the draft."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from ..generation.converted_heads import align_draft
 from ..generation.output import EagleGenerateOutput
 from ..loading import check_target, file_options, load_target, load_tokenizer
 from ..modeling_eagle import EagleDraftModel
-from ..prompts import encode_messages, encode_prompt
+from ..prompts import encode_messages, encode_prompt, encode_with_images
 from ..tree import DraftTree
 
 
@@ -89,20 +91,38 @@ class Pair:
         """Token ids of a conversation and the beginning of its next answer, of shape `(1, length)`."""
         return encode_messages(self.tokenizer, messages).to(self.target.device)
 
+    def encode_with_images(
+        self, processor: Any, prompt: str, paths: Sequence[Path], raw: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """What the target takes for a prompt with images from files, on its device and in its dtype."""
+        from PIL import Image
+
+        images = [Image.open(path).convert("RGB") for path in paths]
+        inputs = encode_with_images(processor, prompt, images, raw)
+        return {
+            name: value.to(self.target.device, self.target.dtype if value.is_floating_point() else value.dtype)
+            for name, value in inputs.items()
+            if isinstance(value, torch.Tensor)
+        }
+
     def run(
         self,
         input_ids: torch.Tensor,
         with_draft: bool,
         seed: int = 0,
         streamer: BaseStreamer | None = None,
+        inputs: Mapping[str, torch.Tensor] | None = None,
         **options: Any,
     ) -> Run:
-        """Generate once; `options` are those of `generate`."""
+        """
+        Generate once; `inputs` are what the target reads besides `input_ids`, such as images, and `options` those of
+        `generate`.
+        """
         torch.manual_seed(seed)
         start = time.perf_counter()
         output = self.target.generate(
             input_ids,
-            attention_mask=torch.ones_like(input_ids),
+            **({"attention_mask": torch.ones_like(input_ids)} | dict(inputs or {})),
             assistant_model=self.draft if with_draft else None,
             streamer=streamer,
             return_dict_in_generate=True,

@@ -49,9 +49,10 @@ class Measured:
         """Whether the difference is larger than chance explains: three standard errors."""
         difference = torch.tensor(self.counts).float() - torch.tensor(other.counts).float()
         # Chains of neighbouring positions share tokens: blocks of them are independent, more or less.
-        blocks = torch.stack([block.mean() for block in difference.split(BLOCK) if len(block) == BLOCK])
-        if len(blocks) < 3:
+        means = [block.mean() for block in difference.split(BLOCK) if len(block) == BLOCK]
+        if len(means) < 3:
             return False
+        blocks = torch.stack(means)
         return float(blocks.mean()) > 3 * float(blocks.std()) / len(blocks) ** 0.5
 
     def __str__(self) -> str:
