@@ -61,3 +61,17 @@ def test_an_exponential_of_zero_is_no_infinite_noise(monkeypatch):
     noise = SamplingNoise(1, 3, torch.device("cpu"))
     noise._blocks, noise._states = [torch.tensor([[0.0, 1.0, 2.0]])], [torch.get_rng_state()]
     assert noise.gumbels([0], 1).isfinite().all()
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
+def test_the_default_dtype_changes_nothing(default):
+    """Plain `generate` samples from float32 probabilities whatever it is."""
+    (expected,), state = plain_columns(2, 11, 1)
+    torch.manual_seed(0)
+    torch.set_default_dtype(default)
+    try:
+        got = SamplingNoise(2, 11, torch.device("cpu")).at_nodes([0, 0], torch.zeros(2, 1, dtype=torch.long), 0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got[:, 0], expected)
+    assert torch.equal(torch.get_rng_state(), state)

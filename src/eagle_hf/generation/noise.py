@@ -45,7 +45,7 @@ class SamplingNoise:
         self._forget(min(first_columns))
         while self._first + len(self._blocks) <= max(first_columns) + max_depth:
             self._states.append(self._generator.get_state())
-            self._blocks.append(torch.empty(self.shape, device=self.device).exponential_())
+            self._blocks.append(torch.empty(self.shape, dtype=torch.float32, device=self.device).exponential_())
         batch_size, vocab_size = self.shape
         if batch_size == 1 and max_depth == 0:
             return self._blocks[0][None]  # (1, 1, vocab_size)
