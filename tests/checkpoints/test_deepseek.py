@@ -58,6 +58,8 @@ class TestExport:
         assert written.keys() == weights.keys()
         assert all(torch.equal(tensor, weights[key]) for key, tensor in written.items())
         assert written_config["architectures"] == ["Eagle3DeepseekV2ForCausalLM"]
+        # To vLLM, a draft of type `deepseek_v3` is a layer of multi-token prediction, whatever its architecture.
+        assert written_config["model_type"] == {"vllm": "kimi_k2", "sglang": "deepseek_v3"}[layout]
         for name in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "rope_theta"):
             assert written_config[name] == config[name]
         assert written_config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [1, 3, 4]
@@ -67,8 +69,24 @@ class TestExport:
         draft = random_draft(tiny_llama(), feature_layer_ids=[3, 5, 6], **LATENT)
         config, _ = read_head(export_checkpoint(draft, tmp_path, "sglang"))
         assert config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [3, 5, 6]
-        with pytest.raises(ValueError, match=r"\[1, 5, 6\].*starts with 1"):
-            export_checkpoint(random_draft(tiny_llama(), feature_layer_ids=[1, 5, 6], **LATENT), tmp_path, "sglang")
+        for ids in ([1, 5, 6], [6, 1, 5]):
+            with pytest.raises(ValueError, match=r"\[1, 5, 6\].*starts with 1"):
+                export_checkpoint(random_draft(tiny_llama(), feature_layer_ids=ids, **LATENT), tmp_path, "sglang")
+        config, _ = read_head(
+            export_checkpoint(random_draft(tiny_llama(), feature_layer_ids=[1, 5, 6], **LATENT), tmp_path, "vllm")
+        )
+        assert config["eagle_aux_hidden_state_layer_ids"] == [1, 5, 6]  # vLLM looks at no other list
+
+    @pytest.mark.parametrize("layout", ["vllm", "sglang"])
+    def test_no_list_says_the_state_after_the_norm(self, tmp_path, layout):
+        with pytest.raises(ValueError, match=r"no number for -1"):
+            export_checkpoint(random_draft(tiny_llama(), feature_layer_ids=[2, 5, -1], **LATENT), tmp_path, layout)
+
+    def test_vllm_has_no_norm_before_fc_of_such_heads(self, tmp_path):
+        draft = random_draft(tiny_llama(), norm_before_fc=True, **LATENT)
+        export_checkpoint(draft, tmp_path, "sglang")
+        with pytest.raises(ValueError, match="`norm_before_fc`"):
+            export_checkpoint(draft, tmp_path, "vllm")
 
     @pytest.mark.parametrize("layout", ["safeailab", "speculators", "modelopt", "llama.cpp"])
     def test_layouts_without_latent_attention_refuse_it(self, tmp_path, layout):

@@ -61,7 +61,10 @@ def write(
     config, weights = ascending(config, weights)
     if for_sglang:
         weights = drop_embedding(config, weights, target, engine)
-    flat = flat_config(config, weights, "Eagle3DeepseekV2ForCausalLM", target.name, model_type="deepseek_v3")
+    # To vLLM, a draft of type `deepseek_v3` is a layer of multi-token prediction, whatever its architecture. Kimi's
+    # type, which it reads as the same class, stays what it is.
+    model_type = "deepseek_v3" if for_sglang else "kimi_k2"
+    flat = flat_config(config, weights, "Eagle3DeepseekV2ForCausalLM", target.name, model_type=model_type)
     del flat["head_dim"]
     for name in (
         "kv_lora_rank",
