@@ -46,7 +46,8 @@ class FeatureReader:
     """
 
     def __init__(self, model: PreTrainedModel, config: EagleConfig):
-        num_layers = TargetConfig(model.config).num_layers
+        target = TargetConfig(model.config)
+        num_layers, self._may_be_cut = target.num_layers, target.borrows_keys
         self.layer_ids = config.resolve_feature_layer_ids(num_layers)
         self._last = num_layers
         self._width = config.target_hidden_size
@@ -58,8 +59,11 @@ class FeatureReader:
 
     @property
     def output_hidden_states(self) -> list[int] | bool:
-        """What to pass to the target's forward under this name."""
-        returned = [i for i in self.layer_ids if i not in self._hooked]
+        """
+        What to pass to the target's forward under this name. Where layers run for the whole prompt only if hidden
+        states are asked for, the embeddings are asked for at least.
+        """
+        returned = [i for i in self.layer_ids if i not in self._hooked] or [0] * self._may_be_cut
         return hidden_states_argument(returned) if returned else False
 
     @property
@@ -97,12 +101,13 @@ class FeatureReader:
             hook.remove()
         self._hooks = []
 
-    def states(self, hidden_states: tuple[torch.Tensor, ...] | None) -> list[torch.Tensor]:
+    def states(self, hidden_states: tuple[torch.Tensor, ...] | None, seq_len: int | None = None) -> list[torch.Tensor]:
         """
-        The hidden states that the head reads, in its order, each of shape `(batch_size, seq_len, hidden_size)`.
+        Returns the hidden states that the head reads, in its order, each of shape `(batch_size, seq_len, hidden_size)`.
 
         Args:
             hidden_states (`tuple` of `torch.Tensor`, *optional*): What the last forward returned under this name.
+            seq_len (`int`, *optional*): Tokens that the forward was about, if known.
 
         Raises:
             `RuntimeError`: if layers that are read directly did not run.
@@ -118,10 +123,19 @@ class FeatureReader:
         states = [outputs[i] if i in self._hooked else (hidden_states or ())[i] for i in self.layer_ids]
         for layer_id, state in zip(self.layer_ids, states, strict=True):
             if state.dim() != 3 or state.shape[-1] != self._width:
+                advice = "If its last hidden state is a single one, use a head with `feature_layer_ids=[-1]`."
+                if layer_id == self._last:
+                    advice = "Generate without `assistant_model`."
                 raise ValueError(
                     f"The draft reads the target's hidden state {layer_id}, which has the shape {tuple(state.shape)} "
                     f"instead of (batch_size, seq_len, {self._width}): this target keeps several streams there, which "
-                    "no head reads. If its last hidden state is a single one, use a head with `feature_layer_ids=[-1]`."
+                    f"no head reads. {advice}"
+                )
+            if seq_len is not None and state.shape[1] != seq_len:
+                raise ValueError(
+                    f"The draft reads the target's hidden state {layer_id}, which has {state.shape[1]} tokens instead "
+                    f"of the {seq_len} of the forward: this target does not run all of its layers for all tokens. Use "
+                    "a head that reads other layers, or generate without `assistant_model`."
                 )
         return states
 

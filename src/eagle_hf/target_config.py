@@ -119,6 +119,14 @@ class TargetConfig:
         return {name: None if isinstance(value, int) and value < 0 else value for name, value in ids.items()}
 
     @property
+    def borrows_keys(self) -> bool:
+        """
+        Whether some layers read the keys of earlier ones (Gemma 4, Gemma 3n). In a prompt they may run for its last
+        token alone, as nobody needs the others, unless hidden states are asked for.
+        """
+        return any(str(mode).startswith("reuse") for mode in self._read("kv_sharing_modes") or ())
+
+    @property
     def name_or_path(self) -> str | None:
         """Where the target was loaded from."""
         return self.text.name_or_path or self.whole.name_or_path or None

@@ -141,13 +141,15 @@ class Target:
             `torch.Tensor` of shape `(batch_size, 1, vocab_size)`: Logits after the last prompt token.
         """
         kwargs = {**self.model_kwargs, **self._output_options()}
+        given, past_len = self.cache, filled_length(self.cache, 0)
         outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
         if isinstance(self._compiled, CompiledForward):
             self._compiled.look_over()
-        self._states = self.reader.states(outputs.hidden_states)
         # Phi-3 leaves the cache it was given empty, and makes one of its own, where a prompt is beyond its switch.
         self.cache = getattr(outputs, cache_argument(self.model), None) or self.cache
+        num_read = filled_length(self.cache, 0) - (past_len if self.cache is given else 0)
+        self._states = self.reader.states(outputs.hidden_states, self._in_last_chunk(num_read))
         self._inputs = StepInputs(self.model, input_ids, self.model_kwargs, outputs)
         past_len = filled_length(self.cache, self._states[0].shape[1])
         self.lengths = [past_len] * len(outputs.logits)
@@ -173,6 +175,11 @@ class Target:
         self._lent = LentCache(self.cache, self.generation_config.max_length, records_past=self.replay is None)
         self._step_mode.see_cache(self.cache)
         return outputs.logits[:, -1:]
+
+    def _in_last_chunk(self, num_read: int) -> int | None:
+        """Tokens of a prompt that the last forward of the prefill read; `None` where the cache does not count them."""
+        chunk = self.generation_config.prefill_chunk_size or num_read
+        return (num_read - 1) % chunk + 1 if num_read else None
 
     def _output_options(self) -> dict[str, Any]:
         options = {"output_hidden_states": self.layer_records.wants_hidden_states or self.reader.output_hidden_states}
@@ -228,7 +235,9 @@ class Target:
             outputs = self._forward(tree, **self._output_options())
         self.num_forwards += 1
         # A forward may begin with tokens that are read again, whose outputs are no news.
-        self._states = [state[:, -tree.num_nodes :] for state in self.reader.states(outputs.hidden_states)]
+        num_again = 0 if self.replay is None else self.replay.num_pending
+        states = self.reader.states(outputs.hidden_states, num_again + tree.num_nodes)
+        self._states = [state[:, num_again:] for state in states]
         logits = outputs.logits[:, -tree.num_nodes :][:, :num_nodes]
         self._outputs = newest_outputs(outputs, tree.num_nodes) if self.layer_records.is_wanted else None
         if self.has_fixed_shapes:  # CUDA graphs write the outputs of every replay to the same place
