@@ -4,6 +4,7 @@ import pytest
 import torch
 from doubles import random_draft
 from layouts import tiny_llama
+from transformers import CompileConfig
 
 from eagle_hf.draft_options import DraftOptions
 from eagle_hf.drafting import Drafter
@@ -69,6 +70,73 @@ def test_drafting_keeps_to_the_window(counts):
         expected = outputs(draft, target, features[one, : 9 + count], tokens[one, : 9 + count]).last_hidden_state
         torch.testing.assert_close(drafter._last_hidden[one], expected[:, -1:], rtol=1e-4, atol=1e-4)
     assert drafter.grow(tokens[:, -1], max_depth=2).num_nodes > 1
+
+
+@torch.no_grad()
+def plain_scores(draft, target, features, tokens, path):
+    """Log-probabilities of the tokens of a path, summed up, from plain forwards over all rows, one guess at a time."""
+    hidden, total, scores = draft.project_features(features), 0.0, []
+    tokens = torch.cat([tokens, torch.tensor([path[:-1]], dtype=torch.long)], dim=1)
+    for token in path:
+        num_rows = hidden.shape[1]
+        output = draft(hidden, target.get_input_embeddings()(tokens[:, :num_rows]))
+        total += float(output.logits[0, -1].log_softmax(-1)[token])
+        scores.append(total)
+        hidden = torch.cat([hidden, output.last_hidden_state[:, -1:]], dim=1)
+    return scores
+
+
+TREES = {
+    "chain": {"draft_tree": "chain", "num_assistant_tokens": 5, "draft_depth": 5},
+    "dynamic": {"num_assistant_tokens": 16, "draft_depth": 5, "draft_width": 3},
+    "static": {"draft_tree": "static"},
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("window", [3, 6])
+@pytest.mark.parametrize("counts", [[3], [3, 1]], ids=["", "ragged"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["", "compiled"])  # not yet: these heads run as they are
+def test_guesses_see_what_they_would_see_in_a_plain_forward(tree, window, counts, compiled):
+    """Every path of every tree: a guess sees one true row less for every level, and no more of its own path either."""
+    target = tiny_llama()
+    draft = random_draft(target, sliding_window=window, num_hidden_layers=2)
+    features, tokens = inputs(draft, batch=len(counts))
+    drafter = Drafter(
+        draft, DraftOptions(**TREES[tree]), target.get_input_embeddings(), target.get_output_embeddings(),
+        CompileConfig() if compiled else None, 64,
+    )  # fmt: skip
+    drafter.read_prompt(features[:, :9], tokens[:, :9], torch.arange(9)[None].expand(len(counts), -1), None)
+    drafter.read_accepted(features[:, 9:], tokens[:, 9:], counts)
+    roots = torch.stack([tokens[row, 8 + count] for row, count in enumerate(counts)])
+    grown = drafter.grow(roots, max_depth=5)
+    assert grown.max_depth >= 4
+    for row, count in enumerate(counts):
+        seen = features[row : row + 1, : 9 + count], tokens[row : row + 1, : 9 + count]
+        for leaf in set(range(1, grown.num_nodes)) - set(grown.parents[row].tolist()):
+            nodes, node = [], leaf
+            while node > 0:
+                nodes.insert(0, node)
+                node = int(grown.parents[row, node])
+            expected = plain_scores(draft, target, *seen, grown.tokens[row, nodes].tolist())
+            torch.testing.assert_close(grown.scores[row, nodes], torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_placeholders_of_parallel_chains_see_what_they_would_see_in_a_plain_forward():
+    target = tiny_llama()
+    draft = random_draft(target, sliding_window=4, parallel_drafting=True, mask_token_id=5)
+    features, tokens = inputs(draft)
+    drafter = Drafter(draft, DraftOptions(draft_tree="chain", draft_depth=5), target.get_input_embeddings(), None)
+    drafter.read_prompt(features, tokens, torch.arange(12)[None], None)
+    grown = drafter.grow(tokens[:, -1], max_depth=5)
+    placeholders = draft.project_features(draft.mask_hidden).expand(1, 4, -1)
+    hidden = torch.cat([draft.project_features(features), placeholders], dim=1)
+    embeds = target.get_input_embeddings()(torch.cat([tokens, torch.full((1, 4), 5)], dim=1))
+    logits = draft(hidden, embeds).logits[0, 11:]
+    assert grown.tokens[0, 1:].tolist() == logits.argmax(-1).tolist()
+    expected = logits.log_softmax(-1).max(-1).values.cumsum(0)
+    torch.testing.assert_close(grown.scores[0, 1:], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_text_is_that_of_plain_generate():

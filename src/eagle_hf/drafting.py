@@ -206,14 +206,14 @@ class Drafter:
     def _step(
         self, features: torch.Tensor, tokens: torch.Tensor, rotary: Rotary, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=False)
+        sliding_mask = self._within_window(mask, tokens.shape[1])
         return self.network.step(self.draft.project_features(features), tokens, rotary, mask, sliding_mask)
 
-    def _within_window(self, mask: torch.Tensor | None, num_rows: int, are_guesses: bool) -> torch.Tensor | None:
-        if self.draft.config.sliding_window is None:
+    def _within_window(self, mask: torch.Tensor | None, num_rows: int) -> torch.Tensor | None:
+        window = self.draft.config.sliding_window
+        if window is None:
             return None
-        window, lengths = self.draft.config.sliding_window, self._lengths or [0]
-        return within_window(mask, window, lengths, num_rows, are_guesses, self._device)
+        return within_window(mask, window, max(self._lengths, default=0), num_rows, self._device)
 
     # ------------------------------------------------------------------ trees
 
@@ -353,7 +353,7 @@ class Drafter:
         Returns:
             `torch.Tensor` of shape `(batch_size, num_rows, hidden_size)`
         """
-        sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=True)
+        sliding_mask = self._within_window(mask, tokens.shape[1])
         return self.network.step(hidden, tokens, rotary, mask, sliding_mask)
 
     def top_children(
@@ -383,7 +383,7 @@ class Drafter:
             Hidden states of shape `(batch_size, num_rows, hidden_size)`; log-probabilities and **draft** ids of the
             children, both of shape `(batch_size, num_rows, width)`.
         """
-        sliding_mask = self._within_window(mask, tokens.shape[1], are_guesses=True)
+        sliding_mask = self._within_window(mask, tokens.shape[1])
         return self.network.expand(hidden, tokens, rotary, mask, sliding_mask, width, self._noise.at_levels(level))
 
     @property
