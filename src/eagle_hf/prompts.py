@@ -68,33 +68,25 @@ def encode_with_images(
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> str:
     """
-    Renders a conversation and the beginning of its next answer.
+    Renders a conversation and the beginning of its next answer, in the form that the chat template reads.
 
-    Templates of some multimodal targets read a content only as a list of parts, and leave out what is plain text: then
-    every text is given as its only part.
+    Raises:
+        `jinja2.TemplateError`: if the chat template refuses the conversation.
     """
-    try:
-        text = _apply(tokenizer, messages)
-    except (TemplateError, TypeError):
-        try:
-            return _apply(tokenizer, _in_parts(messages))
-        except (TemplateError, TypeError):
-            pass
-        raise
-    if not _holds_last(text, messages):
-        try:
-            of_parts = _apply(tokenizer, _in_parts(messages))
-        except (TemplateError, TypeError):
-            return text
-        return of_parts if _holds_last(of_parts, messages) else text
-    return text
+    return _apply(tokenizer, in_parts(messages) if reads_only_parts(tokenizer) else messages)
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> str:
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+def reads_only_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """
+    Returns whether the chat template reads a content only as a list of parts, as those of some multimodal targets do:
+    they leave a plain text out without a word, or fail.
+    """
+    probe = [{"role": "user", "content": "question"}]
+    return not _says(tokenizer, probe) and _says(tokenizer, in_parts(probe))
 
 
-def _in_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def in_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns messages whose texts are the only part of their contents."""
     return [
         {**message, "content": [{"type": "text", "text": message["content"]}]}
         if isinstance(message.get("content"), str)
@@ -103,7 +95,12 @@ def _in_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _holds_last(text: str, messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the last message, which no template may leave out, is in the text."""
-    content = messages[-1].get("content")
-    return not isinstance(content, str) or content.strip() in text
+def _says(tokenizer: PreTrainedTokenizerBase, probe: Sequence[Mapping[str, Any]]) -> bool:
+    try:
+        return "question" in _apply(tokenizer, probe)
+    except (TemplateError, TypeError, KeyError, AttributeError):
+        return False
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> str:
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)

@@ -75,7 +75,7 @@ def test_malformed_rows_are_counted_by_reason_and_shown_with_their_place(tmp_pat
     assert reader.report.num_rows == 10
     assert reader.report.malformed == {
         "an empty line": 1, "not JSON": 1, "not an object": 2, "not UTF-8": 1,
-        "none of `messages`, `prompt` with `completion`, `text`": 1,
+        "none of `messages`, `conversations`, `prompt` with `completion`, `text`": 1,
     }  # fmt: skip
     assert reader.report.shown == [f"{path}, line 5: an empty line", f"{path}, line 6: not JSON"]
     assert "10 rows read, 6 of them malformed" in str(reader.report)

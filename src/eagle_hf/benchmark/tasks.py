@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..training.conversations import MissingDatasets, read_data
+from ..training.data_files import MissingDatasets, read_data
+from ..training.foreign_rows import as_messages
 
 
 Message = dict[str, str]
@@ -191,6 +192,8 @@ def _turns(row: Any, prompt_field: str) -> list[list[Message]] | str:
     """The turns of a row, or why it has none."""
     if not isinstance(row, Mapping):
         return "not an object"
+    if row.get("turns") is None and isinstance(row := as_messages(row), str):
+        return row
     if row.get("turns") is not None:
         turns = row["turns"]
         if not isinstance(turns, list) or not turns:

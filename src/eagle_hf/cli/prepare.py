@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         nargs="+",
-        help="prompts: .jsonl files (also .gz, .xz), folders of them, or names of datasets on the Hub",
+        help="prompts: .jsonl or .json files (also .gz, .xz), folders of them, or names of datasets on the Hub",
     )
     parser.add_argument("--output", required=True, help="file for the answers, such as answers.jsonl")
     parser.add_argument("--split", default="train", help="split of a dataset that has several (default: train)")

@@ -24,7 +24,8 @@ from transformers.utils import logging
 from ..target_config import TargetConfig
 from . import frozen_clock
 from .chat_text import ChatText, NotRenderable
-from .conversations import Data, Row, RowReader, RowReport
+from .conversations import Row, RowReader, RowReport
+from .data_files import Data
 from .dialogue import Dialogue
 from .run_identity import identity_of_weights
 

@@ -24,11 +24,13 @@ user 1  assistant 1 without them       user 2  assistant 2 with its thoughts   s
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from ..prompts import in_parts, reads_only_parts
 from . import frozen_clock
 from .conversations import Conversation
 
@@ -237,9 +239,10 @@ class ChatText:
 
         if num_messages == 0:
             return "", []
+        messages = conversation.messages[:num_messages]
         try:
             texts, spans = render_jinja_template(
-                conversations=[conversation.messages[:num_messages]],
+                conversations=[in_parts(messages) if self._reads_only_parts else messages],
                 tools=conversation.tools,
                 chat_template=self._template(conversation),
                 return_assistant_tokens_mask=mark and self._has_generation_blocks,
@@ -257,6 +260,10 @@ class ChatText:
     def reads_clock(self, conversation: Conversation) -> bool:
         """Whether the template may render a conversation otherwise at another time."""
         return frozen_clock.reads_clock(self.tokenizer.get_chat_template(tools=conversation.tools))
+
+    @cached_property
+    def _reads_only_parts(self) -> bool:
+        return reads_only_parts(self.tokenizer)
 
     @property
     def _has_generation_blocks(self) -> bool:

@@ -6,6 +6,7 @@ A row is one of these, and the first that fits is taken:
 ```text
 {"prompt_ids": [...], "answer_ids": [...]}                 exact tokens, as `eagle-hf prepare` writes them
 {"messages": [{"role": ..., "content": ...}, ...]}         a conversation
+{"conversations": [{"from": ..., "value": ...}, ...]}      the same in the words of ShareGPT
 {"prompt": ..., "completion": ...}                         both strings, or both lists of messages
 {"text": "..."}                                            plain text
 ```
@@ -14,27 +15,21 @@ Other fields are left alone; `tools` and `chat_template_kwargs` reach the chat t
 that it sees.
 """
 
-import gzip
-import json
-import lzma
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from .data_files import Data, name_of, read_data
+from .foreign_rows import as_messages, what_it_has
 from .frozen_clock import is_moment
 
 
 Row = dict[str, Any]
-Data = str | Path | Iterable[Any]
 
-_OPENERS: dict[str, Callable[..., Any]] = {".jsonl": open, ".jsonl.gz": gzip.open, ".jsonl.xz": lzma.open}
-
-
-class MissingDatasets(ImportError):
-    """The optional package `datasets` is needed and not installed."""
+UNKNOWN_FORM = "none of `messages`, `conversations`, `prompt` with `completion`, `text`"
+# Parts of a content that the training of a head, which is on text, would leave out.
+_MEDIA = ("image", "video", "audio", "file")
 
 
 @dataclass
@@ -70,9 +65,9 @@ class RowReader:
 
     Args:
         data (`str`, `Path` or `Iterable`):
-            A `.jsonl` file (also `.gz` or `.xz`); a folder of such files or one saved by `datasets`; the name
-            of a dataset on the Hub; a dataset of `datasets`, streaming or not; any iterable of dicts; or a list of
-            files, folders and names.
+            A `.jsonl` file, or a `.json` file that holds a list (both also `.gz` or `.xz`); a folder of such files or
+            one saved by `datasets`; the name of a dataset on the Hub; a dataset of `datasets`, streaming or not; any
+            iterable of dicts; or a list of files, folders and names.
         need_answers (`bool`, *optional*, defaults to `True`):
             Whether rows must hold an answer. Without it, prompts are enough.
         max_malformed (`float`, *optional*, defaults to 0.01):
@@ -107,11 +102,13 @@ class RowReader:
         for place, row in read_data(self.data, self.split):
             self._place = place
             self.report.num_rows += 1
+            if isinstance(row, Mapping):
+                row = as_messages(row)
             reason = row if isinstance(row, str) else why_malformed(row, self.need_answers)
             if reason is None:
-                yield row
+                yield cast(Row, row)
             else:
-                self.reject(reason)
+                self.reject(reason, what_it_has(row) if reason == UNKNOWN_FORM else "")
         self._check()
 
     def reject(self, reason: str, detail: str = "") -> None:
@@ -123,12 +120,12 @@ class RowReader:
     def _check(self) -> None:
         report = self.report
         if report.num_rows == 0:
-            raise ValueError(f"No rows in {_name(self.data)}. Rows are expected, one JSON object per line.")
+            raise ValueError(f"No rows in {name_of(self.data)}. Rows are expected, one JSON object per line.")
         if report.num_malformed == report.num_rows:
-            raise ValueError(f"No usable row in {_name(self.data)}. {report}")
+            raise ValueError(f"No usable row in {name_of(self.data)}. {report}")
         if report.num_malformed > self.max_malformed * report.num_rows:
             raise ValueError(
-                f"{report.num_malformed / report.num_rows:.1%} of the rows of {_name(self.data)} are malformed, more "
+                f"{report.num_malformed / report.num_rows:.1%} of the rows of {name_of(self.data)} are malformed, more "
                 f"than the {self.max_malformed:.1%} that are let pass. Repair them, or raise max_malformed if they "
                 f"can be spared.\n{report}"
             )
@@ -188,6 +185,8 @@ def why_malformed(row: Any, need_answers: bool = True) -> str | None:
         return _why_malformed_ids(row)
     if row.get("rendered_at") is not None and not is_moment(row["rendered_at"]):
         return "`rendered_at` is no time in ISO format"
+    if any(row.get(name) for name in ("image", "images", "video", "videos", "audio", "audios")):
+        return "a row with images or sound: heads are trained on text"
     if row.get("messages") is not None:
         return _why_malformed_messages(row["messages"], need_answers)
     if row.get("prompt") is not None:
@@ -196,7 +195,7 @@ def why_malformed(row: Any, need_answers: bool = True) -> str | None:
         if not isinstance(row["text"], str) or not row["text"].strip():
             return "`text` is no text"
         return None
-    return "none of `messages`, `prompt` with `completion`, `text`"
+    return UNKNOWN_FORM
 
 
 def _why_malformed_ids(row: Mapping[str, Any]) -> str | None:
@@ -231,6 +230,8 @@ def _why_malformed_messages(messages: Any, need_answers: bool) -> str | None:
             return "a message without `role`"
         if message.get("content") is not None and not isinstance(message["content"], str | list):
             return "a message whose `content` is neither text nor a list of parts"
+        if (kind := _media(message)) is not None:
+            return f"a message with {kind!r} in it: heads are trained on text"
         if message["role"] in ("user", "assistant") and not _says_something(message):
             return f"a message of the {message['role']} without `content`"
     if need_answers and not any(message["role"] == "assistant" for message in messages):
@@ -238,99 +239,12 @@ def _why_malformed_messages(messages: Any, need_answers: bool) -> str | None:
     return None
 
 
+def _media(message: Mapping[str, Any]) -> str | None:
+    """The kind of a part that is no text."""
+    parts = message["content"] if isinstance(message.get("content"), list) else []
+    kinds = [str(part.get("type")) for part in parts if isinstance(part, Mapping)]
+    return next((kind for kind in kinds if any(name in kind for name in _MEDIA)), None)
+
+
 def _says_something(message: Mapping[str, Any]) -> bool:
     return any(message.get(name) for name in ("content", "tool_calls", "reasoning_content", "thinking"))
-
-
-def read_data(data: Data, split: str = "train") -> Iterator[tuple[str, Any]]:
-    """
-    Read rows from anything that [`RowReader`] takes, without looking into them.
-
-    Yields:
-        `tuple[str, Any]`: Where the row stands, and the row; a string that says why, where there is no row.
-    """
-    if isinstance(data, str | Path):
-        yield from _read_name(data, split)
-    elif isinstance(data, list | tuple) and data and all(isinstance(item, str | Path) for item in data):
-        for item in data:
-            yield from _read_name(item, split)
-    elif isinstance(data, Mapping):  # a `DatasetDict`
-        if split not in data:
-            raise ValueError(f"There is no split {split!r} in the data, only {', '.join(map(repr, data))}: choose one.")
-        yield from read_data(data[split], split)
-    elif isinstance(data, Iterable):
-        for number, row in enumerate(data):
-            yield f"row {number}", "not an object" if isinstance(row, str) else row
-    else:
-        raise ValueError(f"Data is a {type(data).__name__}; a file, folder, dataset or iterable of rows is expected.")
-
-
-def _read_name(name: str | Path, split: str) -> Iterator[tuple[str, Any]]:
-    path = Path(name)
-    if path.is_dir():
-        yield from _read_folder(path, split)
-    elif path.is_file():
-        yield from _read_file(path)
-    elif isinstance(name, Path) or _opener(path) is not None:
-        raise FileNotFoundError(f"There is no file or folder {path}.")
-    else:
-        yield from read_data(_datasets(name).load_dataset(name, split=split), split)
-
-
-def _read_folder(path: Path, split: str) -> Iterator[tuple[str, Any]]:
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        yield from read_data(_datasets(path).load_from_disk(str(path)), split)
-        return
-    files = sorted(file for file in path.rglob("*") if file.is_file() and _opener(file) is not None)
-    if not files:
-        raise ValueError(f"No data in {path}: files {', '.join(_OPENERS)} are expected, or a dataset of `datasets`.")
-    for file in files:
-        yield from _read_file(file)
-
-
-def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
-    opener = _opener(path)
-    if opener is None:
-        raise ValueError(f"{path} is of an unknown kind: {', '.join(_OPENERS)} are read. `datasets` reads many more.")
-    try:
-        with opener(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield f"{path}, line {number}", _parse(line)
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is corrupt or cut short ({error}). Fetch or write it again.") from error
-
-
-def _parse(line: bytes) -> Any:
-    """A row, or why the line holds none."""
-    if not line.strip():
-        return "an empty line"
-    try:
-        row = json.loads(line)
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    except json.JSONDecodeError:
-        return "not JSON"
-    return "not an object" if isinstance(row, str) else row
-
-
-def _opener(path: Path) -> Callable[..., Any] | None:
-    return next((opener for suffix, opener in _OPENERS.items() if path.name.endswith(suffix)), None)
-
-
-def _datasets(name: str | Path) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingDatasets(
-            f"{name} is no file of JSON lines, and reading it as a dataset needs `datasets`: "
-            "pip install 'eagle-hf[train]'"
-        ) from error
-    return datasets
-
-
-def _name(data: Data) -> str:
-    if isinstance(data, str | Path):
-        return str(data)
-    if isinstance(data, list | tuple) and data and all(isinstance(item, str | Path) for item in data):
-        return ", ".join(map(str, data))
-    return f"the data ({type(data).__name__})"

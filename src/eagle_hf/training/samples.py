@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .chat_text import ChatText, NotRenderable, Sample
-from .conversations import Data, Row, RowReader, RowReport
+from .conversations import Row, RowReader, RowReport
+from .data_files import Data
 
 
 logger = logging.get_logger(__name__)
