@@ -1,11 +1,31 @@
 """Arguments of training a head."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from .losses import LOSSES
+
+
+# Options of `TrainingArguments` that a head cannot be trained with, and why; they are refused unless left as they are.
+_REFUSED = {
+    "label_smoothing_factor": "a head learns the target's distribution, which has no labels to smooth; see `loss`",
+    "label_names": "batches have no labels; what is trained stands in their `loss_mask`",
+    "neftune_noise_alpha": "the embedding is the target's and stays as it is; `feature_noise` is the noise of a head",
+    "use_liger_kernel": "its kernels are for models that compute a loss from labels",
+    "liger_kernel_config": "its kernels are for models that compute a loss from labels",
+    "torch_compile": "every unroll and every length of a batch would be compiled anew, for minutes",
+    "torch_compile_backend": "every unroll and every length of a batch would be compiled anew, for minutes",
+    "torch_compile_mode": "every unroll and every length of a batch would be compiled anew, for minutes",
+    "fp16_full_eval": "evaluating would round the head's weights for good; `fp16=True` evaluates in half precision",
+    "bf16_full_eval": "evaluating would round the head's weights for good; `bf16=True` evaluates in half precision",
+    "include_for_metrics": "evaluation computes its figures itself and hands nothing to a `compute_metrics`",
+    "batch_eval_metrics": "evaluation computes its figures itself and hands nothing to a `compute_metrics`",
+    "parallelism_config": "a head is small: processes divide the texts (DDP, FSDP), a `device_map` spreads the target",
+}
+_MUON_GOES_WITH = {"adamw_torch", "adamw_torch_fused"}
 
 
 @dataclass
@@ -31,7 +51,9 @@ class EagleTrainingArguments(TrainingArguments):
             AdamW for everything by default.
 
     Raises:
-        `ValueError`: if a value is out of its range, or the loss is unknown.
+        `ValueError`:
+            if a value is out of its range, the loss is unknown, or an option of `TrainingArguments` is set with which a
+            head cannot be trained; says why.
     """
 
     num_unrolls: int | None = field(
@@ -57,6 +79,14 @@ class EagleTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        named_metric = self.metric_for_best_model
+        for option in fields(self):
+            # `TrainingArguments` reads some of these and may say less clearly that they do not work.
+            if option.name in _REFUSED and getattr(self, option.name) and getattr(self, option.name) != option.default:
+                raise ValueError(
+                    f"`{option.name}={getattr(self, option.name)!r}` does not go with training a head: "
+                    f"{_REFUSED[option.name]}. Leave it out."
+                )
         super().__post_init__()
         if self.loss not in LOSSES:
             raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, got {self.loss!r}.")
@@ -65,8 +95,35 @@ class EagleTrainingArguments(TrainingArguments):
         for name in ("unroll_decay", "feature_noise", "feature_loss_weight", "logit_loss_weight", "muon_learning_rate"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise ValueError(f"`{name}` must not be negative, got {value}.")
-        # `TrainingArguments` fills in the loss where a best model is wanted and no metric was named.
+        self._check_checkpointing()
+        self._check_optimizer()
         wants_best = self.load_best_model_at_end or self.save_strategy == SaveStrategy.BEST
-        if wants_best and getattr(self, "metric_for_best_model", None) in (None, "loss"):
+        if wants_best and named_metric is None:  # `TrainingArguments` fills in the loss
             self.metric_for_best_model: str | None = "simulated_acceptance_length"
             self.greater_is_better: bool | None = True
+
+    def _check_checkpointing(self) -> None:
+        """Unrolls are checkpointed one by one, in one way."""
+        for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+            options: dict[str, Any] = getattr(self, name, None) or {}
+            if other := {key: value for key, value in options.items() if (key, value) != ("use_reentrant", False)}:
+                raise ValueError(
+                    f"`{name}={options!r}`: of a head every unroll is checkpointed, without `use_reentrant`; {other} "
+                    "would change nothing. Leave it out."
+                )
+
+    def _check_optimizer(self) -> None:
+        """Muon brings its own AdamW for the other parameters."""
+        if self.muon_learning_rate is None:
+            return
+        optim = str(getattr(self.optim, "value", self.optim))
+        given = {} if optim in _MUON_GOES_WITH else {"optim": optim}
+        for name in ("optim_args", "optim_target_modules"):
+            if getattr(self, name):
+                given[name] = getattr(self, name)
+        if given:
+            pairs = ", ".join(f"`{name}={value!r}`" for name, value in given.items())
+            raise ValueError(
+                f"{pairs} and `muon_learning_rate={self.muon_learning_rate}` exclude each other: the matrices inside "
+                "the head are trained with Muon and all else with AdamW. Leave one of them out."
+            )

@@ -16,7 +16,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         head ([`EagleDraftModel`]): The head. Frozen parameters are left out.
         muon_learning_rate (`float`): Of the matrices inside the head, scaled to match the size of AdamW's updates.
         learning_rate (`float`): Of all else.
-        betas (`tuple[float, float]`), weight_decay (`float`): As in AdamW; weight decay is of all parameters.
+        betas (`tuple[float, float]`), weight_decay, eps (`float`): As in AdamW; weight decay is of all parameters.
 
     Raises:
         `ImportError`: if this PyTorch has no Muon.
@@ -29,6 +29,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         learning_rate: float,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
+        eps: float = 1e-8,
     ):
         if not hasattr(torch.optim, "Muon"):
             raise ImportError(
@@ -43,7 +44,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
             torch.optim.Muon(
                 matrices, lr=muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             ),
-            torch.optim.AdamW(others, lr=learning_rate, betas=betas, weight_decay=weight_decay),
+            torch.optim.AdamW(others, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay),
         ]
         super().__init__([p for _, p in named], {})
         self.param_groups = [group for part in self.parts for group in part.param_groups]  # for the scheduler

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, SchedulerType, TrainOutput
 from transformers.utils import logging
 
 from ..configuration_eagle import EagleConfig
@@ -33,6 +33,8 @@ from .training_time_test import training_time_test_loss
 
 logger = logging.get_logger(__name__)
 
+# Arguments of `Trainer` that it would call, and this does not.
+_UNUSED = ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics")
 # Fields of a head's configuration that say nothing of its weights.
 _NAMES_IN_CONFIG = {"base_model_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"}
 
@@ -65,6 +67,11 @@ class EagleTrainer(Trainer):
         check_pair(target, model)
         if model.config.parallel_drafting:
             raise ValueError("P-EAGLE heads, which draft a chain in one forward, can be loaded but not trained here.")
+        if given := [name for name in _UNUSED if kwargs.get(name) is not None]:
+            raise ValueError(
+                f"`{'`, `'.join(given)}` would not be called: the objective and the figures of evaluation are those of "
+                "a head. To change them, override `compute_loss` or `evaluation_loop`."
+            )
         args = args if args is not None else EagleTrainingArguments()
         args.remove_unused_columns = False  # the columns are those of `compute_loss`, not of the head's `forward`
         args._n_gpu = min(args.n_gpu, 1)  # no `nn.DataParallel`: further devices are for the target or other processes
@@ -74,6 +81,7 @@ class EagleTrainer(Trainer):
             model.lm_head.requires_grad_(False)
         super().__init__(model=model, args=args, **kwargs)
         self.target = FrozenTarget(target, model.config, self.args.device)
+        self._check_best_metric()
         self._position_limit = position_limit(target)
         check_lengths(self.target, self.train_dataset)
         for dataset in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
@@ -87,6 +95,24 @@ class EagleTrainer(Trainer):
         self._counter: ProgressCounter | None = None
         self._identities: dict[str, tuple[Any, str | None]] = {}
         self.add_callback(_CountFromHere(self))
+
+    def _check_best_metric(self) -> None:
+        """Refuse a metric that no evaluation has, before the first evaluation does."""
+        args, metric = self.args, self.args.metric_for_best_model
+        wants_metric = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
+        if not wants_metric and args.lr_scheduler_type != SchedulerType.REDUCE_ON_PLATEAU:
+            return
+        unrolls = range(self._num_unrolls)
+        names = ["loss", "simulated_acceptance_length", *(f"accuracy_{i}" for i in unrolls)]
+        names += [f"accepted_at_depth_{i + 1}" for i in unrolls]
+        sets = [f"{name}_" for name in self.eval_dataset] if isinstance(self.eval_dataset, dict) else [""]
+        names = [prefix + name for prefix in sets for name in names]
+        if str(metric).removeprefix("eval_") not in names:
+            raise ValueError(f"`metric_for_best_model={metric!r}` is none of what is evaluated: {', '.join(names)}.")
+
+    @property
+    def _num_unrolls(self) -> int:
+        return self.args.num_unrolls or (1 if self.model.config.eagle_version == 1 else 7)
 
     # ------------------------------------------------------------------ objective
 
@@ -167,7 +193,7 @@ class EagleTrainer(Trainer):
             "loss_mask": rows,
             "embed_tokens": self.target.embed_tokens,
             "lm_head": self.target.lm_head,
-            "num_steps": args.num_unrolls or (1 if is_eagle1 else 7),
+            "num_steps": self._num_unrolls,
             "step_decay": args.unroll_decay if args.unroll_decay is not None else (1.0 if is_eagle1 else 0.8),
             "document_ids": documents,
             "position_ids": inputs.get("position_ids"),
@@ -202,6 +228,7 @@ class EagleTrainer(Trainer):
                 self.args.learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 weight_decay=self.args.weight_decay,
+                eps=self.args.adam_epsilon,
             )
         return super().create_optimizer(model)
 
@@ -271,7 +298,11 @@ class EagleTrainer(Trainer):
             self.progress = Progress.from_dict(known.get("progress", {}))
             if self._is_finished(checkpoint):
                 return self._finished(checkpoint)
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        self.model.main_input_name = "input_ids"  # what batches hold, for `include_num_input_tokens_seen`
+        try:
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        finally:
+            self.model.__dict__.pop("main_input_name", None)
         self._read_progress()
         return output
 
