@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from architecture_verdicts import PROMPTS
 from conftest import use_options
 from doubles import ScriptedDrafter, random_draft, scripted
+from every_decoder import tiny_decoder
 from test_lossless import PROMPT_LENGTHS, left_padded_prompts, target_of, with_and_without_draft
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, QuantizedLayer
@@ -231,6 +233,22 @@ def test_eight_bit_floating_point_caches(monkeypatch, lengths, do_sample):
         for name in ("_quantized_keys", "_quantized_values"):
             got, wanted = (getattr(each, name)[0].float().transpose(1, 2)[real] for each in (layer, expected))
             assert (got == wanted).float().mean() > 0.99  # a value at a border may be rounded to its other side
+
+
+@pytest.mark.skipif(not FP8_LAYERS, reason="this transformers has no 8-bit floating point cache")
+@pytest.mark.parametrize("model_type", ["bloom", "mpt"])
+def test_eight_bit_floating_point_caches_of_targets_that_verify_chains(model_type):
+    target = tiny_decoder(model_type)
+    draft = use_options(random_draft(target), num_assistant_tokens=4, draft_depth=4, draft_tree="chain")
+    fp8 = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}, "max_new_tokens": 20}
+    plain, ours = (
+        target.generate(**PROMPTS, **fp8, **GREEDY, assistant_model=assistant, return_dict_in_generate=True)
+        for assistant in (None, draft)
+    )
+    assert torch.equal(plain.sequences, ours.sequences)
+    for layer, expected in zip(cache_of(ours).layers, cache_of(plain).layers, strict=True):
+        assert layer.get_seq_length() == expected.get_seq_length()
+        assert layer._quantized_keys[0].shape == expected._quantized_keys[0].shape
 
 
 class ManyTokensAtOnce(QuantizedLayer):

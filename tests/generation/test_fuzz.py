@@ -14,12 +14,12 @@ from lossless_cases import draw_call, draw_tree, run_call
 
 
 SECONDS = float(os.environ.get("EAGLE_HF_FUZZ_SECONDS", "0"))
-IN_SMALL = 40  # examples
+IN_SMALL = 24  # examples
 
 
 def check(call, tree):
     (outcome,) = run_call(call, [tree])
-    assert not outcome.mismatch or outcome.is_near_tie, (outcome, call, tree)
+    assert not outcome.mismatch, (outcome, call, tree)
 
 
 QUIET = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=True)
@@ -28,7 +28,8 @@ QUIET = settings(deadline=None, database=None, suppress_health_check=list(Health
 @settings(QUIET, max_examples=IN_SMALL, derandomize=True, phases=[Phase.generate, Phase.shrink])
 @given(st.randoms(use_true_random=False))
 def test_no_combination_of_options_changes_the_result(rng):
-    check(draw_call(rng), draw_tree(rng))
+    call = draw_call(rng)
+    check(call, draw_tree(rng, call))
 
 
 @pytest.mark.skipif(not SECONDS, reason="`make fuzz` sets EAGLE_HF_FUZZ_SECONDS")
@@ -39,7 +40,8 @@ def test_for_minutes(capsys):
     @given(st.randoms(use_true_random=False))
     def search(rng):
         nonlocal examples
-        call, tree = draw_call(rng), draw_tree(rng)  # also when time is up: Hypothesis wants the same draws again
+        call = draw_call(rng)
+        tree = draw_tree(rng, call)  # also when time is up: Hypothesis wants the same draws again
         if time.time() < end:
             check(call, tree)
             examples += 1

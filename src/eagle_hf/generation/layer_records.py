@@ -185,5 +185,5 @@ def newest_outputs(outputs: CausalLMOutputWithPast, num_nodes: int) -> CausalLMO
 
     return CausalLMOutputWithPast(
         hidden_states=newest(outputs.hidden_states),
-        attentions=newest(outputs.attentions),
+        attentions=newest(getattr(outputs, "attentions", None)),  # which Mamba's kind of outputs does not have
     )
