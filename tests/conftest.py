@@ -83,9 +83,11 @@ def old_words():
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Commands that a test runs in this process set the number of threads, also for the tests after it."""
+    """Commands that a test runs in this process set threads and verbosity, also for the tests after it."""
+    verbosity = logging.get_verbosity()
     yield
     torch.set_num_threads(1)
+    logging.set_verbosity(verbosity)
 
 
 GOLDEN_CASES = [GoldenCase(path) for path in sorted((GOLDEN / "cases").glob("*.json"))]

@@ -1,8 +1,13 @@
 """Configuration of an EAGLE draft head."""
 
+import copy
+import os
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .hub_names import hub_id, is_hub_id
 from .versions import CACHE
 
 
@@ -97,7 +102,7 @@ class EagleConfig(PreTrainedConfig):
         parallel_drafting (`bool`, *optional*, defaults to `False`):
             P-EAGLE: the head drafts a whole chain in one forward, in which later tokens have a placeholder for
         features. mask_token_id (`int`, *optional*): P-EAGLE: target token that stands for tokens that are not known
-        yet. base_model_name_or_path (`str`, *optional*): The target this head was trained for.
+        yet. base_model_name_or_path (`str`, *optional*): The target this head was trained for, by its name on the Hub.
 
     Raises:
         `ValueError`: if the fields contradict each other. The message names both.
@@ -304,6 +309,18 @@ class EagleConfig(PreTrainedConfig):
                 f"An EAGLE-1 head is as wide as its target, got `hidden_size` {self.hidden_size} and "
                 f"`target_hidden_size` {self.target_hidden_size}."
             )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """
+        As in `transformers`, but for `base_model_name_or_path`: the path of a target on this machine is not written, as
+        it says nothing to others. Where it is a folder of the Hub's cache, its repository is.
+        """
+        name = self.base_model_name_or_path
+        written = self
+        if name is not None and not is_hub_id(name):
+            written = copy.deepcopy(self)
+            written.base_model_name_or_path = hub_id(name)
+        super(EagleConfig, written).save_pretrained(save_directory, **kwargs)
 
 
 __all__ = ["EagleConfig"]

@@ -3,21 +3,21 @@ Model cards of heads: metadata that the Hub understands and the twelve sections 
 number that was not measured: where nothing was, it says so and names the command that measures it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import torch
-import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from . import versions
 from .draft_options import DraftOptions
+from .hub_names import hub_id, is_hub_id
+from .measurements import Measurements as Measurements
+from .measurements import TaskResult as TaskResult
+from .measurements import current_versions as current_versions
 from .modeling_eagle import EagleDraftModel
+from .training_facts import TrainingFacts as TrainingFacts
 
 
 LIBRARY_NAME = "eagle_hf"
@@ -27,128 +27,6 @@ LIMITATIONS = (
     "For this target only: acceptance falls with fine-tunes of it, on other kinds of text and languages than those of "
     "the training, and on longer texts. On other machines another tree may be faster (`draft.generation_config`)."
 )
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """
-    What was measured on one task.
-
-    Args:
-        task (`str`): Its name, such as `"MT-Bench"`.
-        acceptance_length (`float`): Tokens per verification, the one that the target adds included.
-        num_prompts (`int`): How many prompts.
-        temperature (`float`, *optional*, defaults to 0.0): 0 is greedy.
-        acceptance_by_depth (`Sequence[float]`, *optional*):
-            Share of verifications that accept at least 1, 2, ... drafted tokens.
-        plain_tokens_per_second, eagle_tokens_per_second, speedup (`float`, *optional*):
-            Without and with the head on the same hardware, and what a run was faster by (a median, if there were
-            several: it need not be the ratio of the others).
-        dataset (`str`, *optional*): Data set on the Hub, such as `"openai/gsm8k"`.
-        speedup_quartiles (`tuple[float, float]`, *optional*): Quartiles of the speedup over several runs.
-
-    Raises:
-        `ValueError`: if a figure is impossible.
-    """
-
-    task: str
-    acceptance_length: float
-    num_prompts: int
-    temperature: float = 0.0
-    acceptance_by_depth: Sequence[float] = ()
-    plain_tokens_per_second: float | None = None
-    eagle_tokens_per_second: float | None = None
-    speedup: float | None = None
-    dataset: str | None = None
-    speedup_quartiles: tuple[float, float] | None = None
-
-    def __post_init__(self):
-        if not self.acceptance_length >= 1:
-            raise ValueError(
-                f"`acceptance_length` of {self.task} is {self.acceptance_length}, but every verification gives at "
-                "least one token: it counts the target's own token as well."
-            )
-        shares = list(self.acceptance_by_depth)
-        if any(not 0 <= share <= 1 for share in shares) or shares != sorted(shares, reverse=True):
-            raise ValueError(
-                f"`acceptance_by_depth` of {self.task} is {shares}, expected shares from 0 to 1 that do not grow: a "
-                "token is accepted only after those before it."
-            )
-        if self.num_prompts < 1:
-            raise ValueError(f"`num_prompts` of {self.task} is {self.num_prompts}: nothing was measured.")
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """
-    A benchmark: what a card shows as results.
-
-    Args:
-        results (`Sequence[TaskResult]`): One per task and temperature.
-        command (`str`): Measures them again.
-        hardware (`str`): What they were measured on.
-        dtype (`str`): Dtype of target and head.
-        versions (`Mapping[str, str]`, *optional*): Defaults to those in use.
-        tokens_compared (`int`, *optional*): New tokens that were compared with plain `generate` and equal to it.
-        notes (`str`, *optional*): Anything else that a reader has to know: repeats, lengths, selection of prompts.
-
-    Raises:
-        `ValueError`: if there are no results, or it is not said how to get them.
-    """
-
-    results: Sequence[TaskResult]
-    command: str
-    hardware: str
-    dtype: str
-    versions: Mapping[str, str] = field(default_factory=lambda: current_versions())
-    tokens_compared: int | None = None
-    notes: str | None = None
-
-    def __post_init__(self):
-        if not self.results or not self.command or not self.hardware:
-            raise ValueError("Measurements need results, the command that measures them, and the hardware.")
-
-
-@dataclass(frozen=True)
-class TrainingFacts:
-    """
-    How a head was trained.
-
-    Args:
-        command (`str`): Trains it again.
-        data (`str`): In words: sources, how the answers were made, amount, chat template.
-        datasets (`Sequence[str]`, *optional*): Data sets on the Hub.
-        hyperparameters (`Mapping[str, Any]`, *optional*): Learning rate, batch size, epochs, unrolls, ...
-        seed (`int`, *optional*): Seed.
-        hardware (`str`, *optional*): Hardware.
-        hours (`float`, *optional*): Duration.
-        final_metrics (`Mapping[str, float]`, *optional*): Losses and accuracies at the end.
-        versions (`Mapping[str, str]`, *optional*): Defaults to those in use.
-        git_sha (`str`, *optional*): Commit of the code.
-    """
-
-    command: str
-    data: str
-    datasets: Sequence[str] = ()
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    seed: int | None = None
-    hardware: str | None = None
-    hours: float | None = None
-    final_metrics: Mapping[str, float] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=lambda: current_versions())
-    git_sha: str | None = None
-
-
-def current_versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on."""
-    from . import __version__
-
-    return {
-        "eagle_hf": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "huggingface_hub": huggingface_hub.__version__,
-    }
 
 
 def create_model_card(
@@ -193,9 +71,14 @@ def create_model_card(
     >>> create_model_card(draft, "org/head", license="apache-2.0").save("runs/README.md")
     ```
     """
-    target = base_model or draft.config.base_model_name_or_path
-    if target is not None and not _is_hub_id(target):
-        target = None  # a folder of the machine that trained the head, of no use to anybody else
+    if base_model is not None:
+        target = base_model if is_hub_id(base_model) else None
+    else:  # where it is a folder of the machine that trained the head, it is of no use to anybody else
+        target = hub_id(draft.config.base_model_name_or_path)
+    training = training if training is not None else draft.training_facts
+    if training is not None:
+        license = license if license is not None else training.license
+        measurements = measurements if measurements is not None else training.evaluation
     results = list(measurements.results) if measurements is not None else []
     version = "EAGLE-3" if draft.config.eagle_version == 3 else "EAGLE-1"
     name = model_id.rpartition("/")[2]
@@ -204,7 +87,11 @@ def create_model_card(
         library_name=LIBRARY_NAME,
         license=license,
         language=language if language is None or isinstance(language, str) else list(language),
+        pipeline_tag="text-generation",
         base_model=target,
+        # Without a relation the Hub takes every model for a finetune of its base. Of those that it knows, this is the
+        # one of models that do not run without it.
+        base_model_relation="adapter" if target is not None else None,
         datasets=datasets or None,
         tags=list(
             dict.fromkeys(
@@ -230,7 +117,7 @@ def create_model_card(
         custom_generate=custom_generate,
         eagle_hf_version=current_versions()["eagle_hf"],
         oldest_transformers=versions.OLDEST,
-        facts=_facts(draft),
+        facts=_facts(draft, training),
         results=[_result_row(result) for result in results],
         measurement_conditions=_conditions(measurements),
         measurement_command=measurements.command if measurements is not None else None,
@@ -238,19 +125,12 @@ def create_model_card(
         max_depth=max_depth,
         training=training,
         training_rows=_training_rows(training),
+        trained_before=_trained_before(training),
         tokens_compared=f"{measurements.tokens_compared:,}" if measurements and measurements.tokens_compared else None,
         license=license,
         limitations=limitations,
         provenance=_provenance(training),
     )
-
-
-def _is_hub_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not name.startswith((".", "~"))
 
 
 def eval_results(result: TaskResult) -> list[EvalResult]:
@@ -259,7 +139,7 @@ def eval_results(result: TaskResult) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=result.dataset or result.task.lower().replace(" ", "-"),
+            dataset_type=result.dataset or re.sub("[^a-z0-9_.]+", "-", result.task.lower()).strip("-"),
             dataset_name=result.task,
             metric_type=metric,
             metric_name=f"{metric.replace('_', ' ')}, temperature {result.temperature:g}",
@@ -270,13 +150,15 @@ def eval_results(result: TaskResult) -> list[EvalResult]:
     ]
 
 
-def _facts(draft: EagleDraftModel) -> dict[str, str]:
+def _facts(draft: EagleDraftModel, training: TrainingFacts | None) -> dict[str, str]:
     config, options = draft.config, DraftOptions.from_generation_config(draft.generation_config)
     num_bytes = sum(t.numel() * t.element_size() for t in (*draft.parameters(), *draft.buffers()))
     features = "hidden states 2, n // 2 and n - 3 of the n layers of the target"
     if config.feature_layer_ids is not None:
         features = "hidden states " + ", ".join(map(str, config.feature_layer_ids)) + " of the target"
     vocabulary = f"{config.draft_vocab_size or config.vocab_size:,} of {config.vocab_size:,} tokens"
+    if training is not None and training.coverage is not None:
+        vocabulary += f", which cover {training.coverage:.2%} of the trained text"
     size = f"{options.num_assistant_tokens} nodes, depth {options.draft_depth}, width {options.draft_width}"
     tree = {
         "dynamic": f"dynamic, {size}",
@@ -295,8 +177,16 @@ def _facts(draft: EagleDraftModel) -> dict[str, str]:
             "its own" if module is not None else "the target's" for module in (draft.embed_tokens, draft.lm_head)
         ),
         "tree (`generation_config`)": tree,
-        "longest text": f"positions up to {config.max_position_embeddings:,} (`max_position_embeddings`)",
+        "longest text": _longest_text(training)
+        + f"positions up to {config.max_position_embeddings:,} (`max_position_embeddings`)",
     }
+
+
+def _longest_text(training: TrainingFacts | None) -> str:
+    if training is None or training.longest is None:
+        return ""
+    limit = f" (limit {training.max_length:,})" if training.max_length is not None else ""
+    return f"trained on up to {training.longest:,} tokens{limit}; "
 
 
 def _result_row(result: TaskResult) -> list[str]:
@@ -328,13 +218,36 @@ def _training_rows(training: TrainingFacts | None) -> dict[str, str]:
     if training is None:
         return {}
     rows = {name: str(value) for name, value in training.hyperparameters.items()}
-    if training.seed is not None:
-        rows["seed"] = str(training.seed)
-    if training.hardware:
-        rows["hardware"] = training.hardware
-    if training.hours is not None:
-        rows["hours"] = f"{training.hours:.2f}"
+    known: dict[str, Any] = {
+        "seed": training.seed,
+        "steps made": _number(training.steps),
+        "epochs made": _number(training.epochs),
+        "tokens read": _number(training.num_tokens),
+        "tokens trained": _number(training.num_trained_tokens),
+        "hardware": training.hardware,
+        "hours": _number(training.hours),
+        "pieces (1: never interrupted)": training.num_starts,
+        "training loss, last logged": _number(training.last_logged_loss),
+        "training loss, mean of all steps": _number(training.mean_loss),
+    }
+    rows |= {name: str(value) for name, value in known.items() if value is not None}
     return rows | {f"{name}, at the end": f"{value:.4g}" for name, value in training.final_metrics.items()}
+
+
+def _number(value: float | None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _trained_before(training: TrainingFacts | None) -> str | None:
+    """What the training started from, where it was a head that had been trained."""
+    if training is None or training.started_from is None:
+        return None
+    before = training.started_from
+    counts = [f"{value:,} {name}" for name, value in (("steps", before.steps), ("tokens", before.num_tokens)) if value]
+    amount = f" ({', '.join(counts)})" if counts else ""
+    return f"The head had been trained before{amount}, by: `{before.command}`"
 
 
 def _provenance(training: TrainingFacts | None) -> str:

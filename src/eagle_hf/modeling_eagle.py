@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,8 @@ from .configuration_eagle import EagleConfig
 from .decoder_layer import EagleDecoderLayer
 from .draft_options import DraftOptions
 from .few_rows import linear
+from .training_facts import FILE as TRAINING_RECORD
+from .training_facts import TrainingFacts
 from .versions import CACHE, cache_of
 
 
@@ -129,6 +132,7 @@ class EagleDraftModel(PreTrainedModel):
             self.generation_config.draft_tree = "chain"
         # Unless the user chose them when loading, `generate` brings the head to its target's device and dtype.
         self.has_explicit_device = self.has_explicit_dtype = False
+        self._training_record: str | None = None  # as it was read: a later version can read what this one cannot
         self.post_init()
         self.pack_projections()
 
@@ -202,6 +206,7 @@ class EagleDraftModel(PreTrainedModel):
         model.generation_config = generation_config or checkpoint.generation_config or model.generation_config
         model.has_explicit_dtype, model.has_explicit_device = dtype is not None, device_map is not None
         model.pack_projections()
+        model._training_record = checkpoint.training_record
         return model
 
     def _apply(self, *args: Any, **kwargs: Any) -> "EagleDraftModel":
@@ -211,10 +216,31 @@ class EagleDraftModel(PreTrainedModel):
         return self
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save configuration, weights (safetensors) and `generation_config` to a folder. As in `transformers`."""
+        """Save configuration, weights (safetensors), `generation_config` and `training.json`. As in `transformers`."""
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             self.generation_config.save_pretrained(save_directory)
+            record = Path(save_directory) / TRAINING_RECORD
+            if self._training_record is not None:
+                record.write_text(self._training_record, encoding="utf-8")
+            else:
+                record.unlink(missing_ok=True)  # that of a head which was here before
+
+    @property
+    def training_facts(self) -> TrainingFacts | None:
+        """
+        How the head was trained, as `training.json` beside its weights records it. What is set here is saved.
+
+        Raises:
+            `ValueError`: if there is a record that cannot be read; says why.
+        """
+        if self._training_record is None:
+            return None
+        return TrainingFacts.from_json(self._training_record, f"{TRAINING_RECORD} of {self.name_or_path or 'the head'}")
+
+    @training_facts.setter
+    def training_facts(self, facts: TrainingFacts | None) -> None:
+        self._training_record = None if facts is None else facts.to_json()
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Push to the Hub in one commit, with a model card; arguments as in [`~eagle_hf.publishing.push_head`]."""

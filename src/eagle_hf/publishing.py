@@ -1,5 +1,6 @@
 """Pushing a head to the Hub: weights, configuration, card, and a `generate` of its own, in one commit."""
 
+import json
 import os
 import tempfile
 from fnmatch import fnmatch
@@ -11,16 +12,19 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from packaging.version import Version
 from transformers.utils import logging
 
+from .hub_names import hub_id, is_hub_id
 from .model_card import create_model_card
 from .modeling_eagle import EagleDraftModel
+from .training_facts import FILE as TRAINING_RECORD
 
 
 logger = logging.get_logger(__name__)
 
 CUSTOM_GENERATE = Path(__file__).parent / "templates" / "custom_generate.py.txt"
 
-# What an earlier push may have left: other shards, or PyTorch files, that a loader could take for the weights.
-WEIGHT_PATTERNS = ["model*.safetensors", "model.safetensors.index.json", "pytorch_model*"]
+# What an earlier push may have left: other shards, or PyTorch files, that a loader could take for the weights, and the
+# record of another training.
+WEIGHT_PATTERNS = ["model*.safetensors", "model.safetensors.index.json", "pytorch_model*", TRAINING_RECORD]
 
 
 def push_head(
@@ -36,6 +40,8 @@ def push_head(
     revision: str | None = None,
     create_pr: bool = False,
     max_shard_size: int | str = "50GB",
+    base_model: str | None = None,
+    must_name_target: bool = False,
     **card_kwargs: Any,
 ) -> CommitInfo:
     """
@@ -54,18 +60,26 @@ def push_head(
             `model.generate(..., custom_generate=repo_id, trust_remote_code=True)` uses the head.
         commit_message, commit_description, private, token, revision, create_pr, max_shard_size (*optional*):
             As in `transformers`. A branch that does not exist is made.
-        card_kwargs: `measurements`, `training`, `license`, `language`, `base_model`, `base_model_revision`, `tags` and
-            `limitations` of [`create_model_card`]; with any of them but `tags`, the card is written even if there is
-            one.
+        base_model (`str`, *optional*):
+            The target on the Hub, for the card and `config.json`. By default what the head's configuration names, if
+            it is no path of this machine.
+        must_name_target (`bool`, *optional*, defaults to `False`): Whether to refuse a head whose target has no name.
+        card_kwargs: `measurements`, `training`, `license`, `language`, `base_model_revision`, `tags` and `limitations`
+            of [`create_model_card`]; with any of them but `tags`, or with `base_model`, the card is written even if
+            there is one.
 
     Returns:
         [`~huggingface_hub.CommitInfo`]
 
     Raises:
-        `ValueError`: if there are a `card` and arguments to write one from.
+        `ValueError`:
+            if there are a `card` and arguments to write one from, or `base_model` is a path, or is needed and missing.
     """
     if card is not None and card_kwargs:
         raise ValueError(f"Got a `card`, and {', '.join(card_kwargs)} to write one from. Pass either.")
+    target = name_of_target(draft, base_model, is_needed=must_name_target)
+    if base_model is not None and card is None:
+        card_kwargs["base_model"] = base_model
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:
@@ -74,6 +88,7 @@ def push_head(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         draft.save_pretrained(folder, max_shard_size=max_shard_size)
+        _write_target(folder / "config.json", target)
         if custom_generate:
             write_custom_generate(folder, repo_id)
         if card is None and card_kwargs.keys() <= {"tags"} and "README.md" in existing:
@@ -94,6 +109,42 @@ def push_head(
             revision=revision,
             create_pr=create_pr,
         )
+
+
+def name_of_target(draft: EagleDraftModel, base_model: str | None = None, is_needed: bool = True) -> str | None:
+    """
+    Returns the repository of a head's target.
+
+    Args:
+        draft ([`EagleDraftModel`]): The head.
+        base_model (`str`, *optional*): What the user says; by default what the head's configuration names.
+        is_needed (`bool`, defaults to `True`): Whether it is an error if there is none.
+
+    Raises:
+        `ValueError`: if `base_model` is a path, or none is named and one is needed.
+    """
+    if base_model is not None:
+        if not is_hub_id(base_model):
+            raise ValueError(
+                f"`base_model` is {base_model!r}, which is a path of this machine or no name at all. Expected the "
+                "repository of the target, such as 'org/target': others load it from there."
+            )
+        return base_model
+    known = draft.config.base_model_name_or_path
+    name = hub_id(known)
+    if name is None and is_needed:
+        found = "nothing" if known is None else f"{known!r}, a path of this machine"
+        raise ValueError(
+            f"The head names {found} as its target, and nobody else could use it. Pass the target's repository "
+            "(`--base_model org/target`, `base_model='org/target'`)."
+        )
+    return name
+
+
+def _write_target(config_path: Path, target: str | None) -> None:
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = target
+    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_custom_generate(folder: str | os.PathLike, head: str) -> None:

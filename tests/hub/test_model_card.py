@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eagle_hf import DraftOptions, EagleDraftModel, Measurements, TaskResult, TrainingFacts, create_model_card
-from eagle_hf.model_card import LIBRARY_NAME
+from eagle_hf.model_card import LIBRARY_NAME, eval_results
 from eagle_hf.publishing import write_custom_generate
 
 
@@ -90,13 +90,27 @@ class TestMetadata:
         }
         assert {r.task_type for r in data.eval_results} == {"text-generation"}
 
-    def test_what_would_mislead_the_hub_is_not_there(self, full):
-        """No relation of the Hub fits a draft, and a pipeline would list it among the language models."""
+    def test_what_it_is_to_its_target_and_what_it_is_for(self, draft, full):
+        """Without a relation the Hub takes it for a finetune; of those that it knows, an adapter needs its base too."""
         data = full.data.to_dict()
-        assert "base_model_relation" not in data
-        assert "pipeline_tag" not in data
+        assert (data["base_model_relation"], data["pipeline_tag"]) == ("adapter", "text-generation")
+        nameless = create_model_card(draft, "org/head", base_model="/data/target").data.to_dict()
+        assert "base_model_relation" not in nameless
 
-    @pytest.mark.parametrize("name", ["/data/models/target", "../target", "./target", "~/target", "a/b/c"])
+    @pytest.mark.parametrize(
+        ("task", "kind"),
+        [
+            ("GSM8K", "gsm8k"),
+            ("samples kept out, greedy chain", "samples-kept-out-greedy-chain"),
+            ("a: b/c (d)", "a-b-c-d"),
+        ],
+    )
+    def test_the_type_of_a_data_set_is_plain(self, task, kind):
+        assert eval_results(TaskResult(task, 2.0, 1))[0].dataset_type == kind
+
+    @pytest.mark.parametrize(
+        "name", ["/data/models/target", "../target", "./target", "~/target", "a/b/c", "C:\\a\\b", "file:///a/b"]
+    )
     def test_a_folder_is_no_base_model(self, draft, name):
         card = create_model_card(draft, "org/head", base_model=name)
         assert card.data.base_model is None

@@ -1,6 +1,5 @@
 """From a result to a model card: the table of tasks and temperatures."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,14 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard
 
+from ..card_file import put_tables
 from ..model_card import Measurements, TaskResult, create_model_card, eval_results
 from ..modeling_eagle import EagleDraftModel
+from ..public_command import without_paths
 from .averages import ALL
 from .environment import weights_digest
 from .methods import EAGLE, PLAIN
 from .report import conditions, depth_table, number
-
-
-BEGIN, END = "<!-- written by eagle-hf bench -->", "<!-- end of what eagle-hf bench wrote -->"
 
 
 def measurements(result: Mapping[str, Any], datasets: Mapping[str, str] | None = None) -> Measurements:
@@ -65,7 +63,7 @@ def measurements(result: Mapping[str, Any], datasets: Mapping[str, str] | None =
     )
     return Measurements(
         results=tasks,
-        command=result["command"],
+        command=without_paths(result["command"]),
         hardware=result["hardware"],
         dtype=result["dtype"],
         versions=result["versions"],
@@ -111,14 +109,7 @@ def write_card(result: Mapping[str, Any], folder: str | Path) -> Path:
         create_model_card(EagleDraftModel.from_pretrained(folder), folder.name, measurements=measured).save(path)
         return path
     card = ModelCard.load(path, ignore_metadata_errors=True)
-    text = re.sub(f"{BEGIN}.*?{END}\n*", "", card.text, flags=re.DOTALL)
-    sections = re.split(r"(?m)^(?=## )", text)
-    index = next((i for i, section in enumerate(sections) if section.startswith("## Results")), None)
-    if index is None:
-        index = len(sections)
-        sections.append("\n## Results\n\n")
-    sections[index] = sections[index].rstrip() + f"\n\n{BEGIN}\n\n{tables(result)}\n{END}\n\n"
-    card.text = "".join(sections).rstrip() + "\n"
+    card.text = put_tables(card.text, tables(result))
     card.data.model_name = card.data.model_name or folder.name
     card.data.metrics = ["acceptance_length"]
     card.data.eval_results = [evaluation for task in measured.results for evaluation in eval_results(task)]
@@ -160,4 +151,4 @@ def tables(result: Mapping[str, Any]) -> str:
         "",
         *depth_table(dict(result)),
     ]
-    return "\n".join([*lines, "", "Measured by:", "", "```bash", result["command"], "```", ""])
+    return "\n".join([*lines, "", "Measured by:", "", "```bash", without_paths(result["command"]), "```", ""])

@@ -55,9 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         `OSError`: if the file is no JSON object, or far too large for one; names the file.
     """
-    size = path.stat().st_size
-    if size > MAX_JSON_BYTES:
-        raise OSError(f"{path} has {size} bytes, more than any configuration: at most {MAX_JSON_BYTES} are read.")
+    _check_size(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -65,6 +63,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise OSError(f"{path} holds a JSON {type(content).__name__}, expected an object.")
     return content
+
+
+def read_text(path: Path) -> str:
+    """
+    Read a text, whatever is in it.
+
+    Raises:
+        `OSError`: if the file is far too large for one; names the file.
+    """
+    _check_size(path)
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _check_size(path: Path) -> None:
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise OSError(f"{path} has {size} bytes, more than any configuration: at most {MAX_JSON_BYTES} are read.")
 
 
 def read_weights(repo: str | os.PathLike, **hub_kwargs: Any) -> tuple[dict[str, torch.Tensor], Path]:

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from ..configuration_eagle import EagleConfig
 from ..sources import NotReached
+from ..training_facts import FILE as TRAINING_RECORD
 from . import (
     angelslim,
     deepseek,
@@ -24,7 +25,7 @@ from . import (
     specforge,
     speculators,
 )
-from .files import find_file, read_json, read_weights
+from .files import find_file, read_json, read_text, read_weights
 from .head import Head
 from .other_drafters import recognise
 from .validation import check_finite, check_size, check_vocabulary
@@ -49,6 +50,7 @@ class EagleCheckpoint:
         generation_config ([`~transformers.GenerationConfig`], *optional*): How to draft, where the repository says so.
         source (`pathlib.Path`): The weight file.
         decisions (`list[str]`): The layout that it is in, and what was decided where the repository leaves room.
+        training_record (`str`, *optional*): Content of `training.json`, in our own layout.
     """
 
     config: EagleConfig
@@ -56,6 +58,7 @@ class EagleCheckpoint:
     generation_config: GenerationConfig | None
     source: Path
     decisions: list[str]
+    training_record: str | None = None
 
 
 def read_checkpoint(
@@ -101,14 +104,22 @@ def read_checkpoint(
     check_size(config, weights, source)
     if not allow_non_finite:
         check_finite(weights, source)
-    try:
-        generation_path = find_file(repo, "generation_config.json", **hub_kwargs)
-    except NotReached:  # the head itself is in the cache, and few have this file
-        generation_path = None
+    generation_path = _find_if_there(repo, "generation_config.json", **hub_kwargs)
     generation_config = None
     if generation_path is not None:
         generation_config = GenerationConfig.from_dict(read_json(generation_path))
-    return EagleCheckpoint(config, weights, generation_config, source, head.decisions)
+    record = None
+    if own.matches(config_dict, {}):  # a file of this name in other repositories is not ours
+        record_path = _find_if_there(repo, TRAINING_RECORD, **hub_kwargs)
+        record = None if record_path is None else read_text(record_path)
+    return EagleCheckpoint(config, weights, generation_config, source, head.decisions, record)
+
+
+def _find_if_there(repo: str | os.PathLike, name: str, **hub_kwargs: Any) -> Path | None:
+    try:
+        return find_file(repo, name, **hub_kwargs)
+    except NotReached:  # the head itself is in the cache, and few have this file
+        return None
 
 
 def _refuse_other_drafters(repo: str | os.PathLike, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import app, bench, chat, convert, demo, env, generate, inspect, prepare, train
+from . import app, bench, chat, convert, demo, env, generate, inspect, prepare, push, train
 from .config import with_config
 
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "train": train,
     "inspect": inspect,
     "bench": bench,
+    "push": push,
     "convert": convert,
     "env": env,
 }

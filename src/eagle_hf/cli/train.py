@@ -11,23 +11,23 @@ interrupted goes on when it is started again. The folder `head` in the output fo
 
 import argparse
 import json
-import shlex
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
 from transformers import HfArgumentParser, PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from ..draft_options import DraftOptions
+from ..hub_names import hub_id, is_hub_id
 from ..loading import file_options, load_target, load_tokenizer
-from ..model_card import Measurements, TaskResult, TrainingFacts, create_model_card
+from ..model_card import Measurements, TaskResult, create_model_card
 from ..modeling_eagle import EagleDraftModel
+from ..public_command import public_command
 from ..target_config import TargetConfig
 from ..training import (
+    DataReport,
     EagleTrainer,
     EagleTrainingArguments,
     FeatureStore,
@@ -113,19 +113,32 @@ class DataArguments:
     )
 
 
+@dataclass
+class PublicArguments:
+    """What its card says beside what training finds out."""
+
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "Repository of the target, where it is loaded from a folder (never written itself)."},
+    )
+    license: str | None = field(default=None, metadata={"help": "Licence of the head, such as apache-2.0."})
+    datasets: list[str] | None = field(default=None, metadata={"help": "Data sets on the Hub that the data are from."})
+
+
 def argument_parser() -> argparse.ArgumentParser:
     """Parser of the command's options, all of `TrainingArguments` among them."""
-    parser = HfArgumentParser((HeadArguments, DataArguments, EagleTrainingArguments), add_help=False)
+    parser = HfArgumentParser((HeadArguments, DataArguments, PublicArguments, EagleTrainingArguments), add_help=False)
     add_target_options(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare everything that can fail, train, evaluate, and save the head."""
-    parser = HfArgumentParser((HeadArguments, DataArguments, EagleTrainingArguments))
+    parser = HfArgumentParser((HeadArguments, DataArguments, PublicArguments, EagleTrainingArguments))
     others = ("command", "config", "argv", *TARGET_OPTIONS)
     options = {name: value for name, value in vars(args).items() if name not in others}
-    head_args, data_args, training_args = parser.parse_dict(options)
+    head_args, data_args, public_args, training_args = parser.parse_dict(options)
+    _check_names(public_args, training_args)
     set_seed(training_args.seed)
     if training_args.process_index == 0:
         logging.set_verbosity_info()
@@ -136,7 +149,8 @@ def run(args: argparse.Namespace) -> int:
     output_dir, folder = Path(str(training_args.output_dir)), Path(str(training_args.output_dir)) / "head"
     rendered_at = _time_of_run(output_dir, data_args.features)
     train_samples, eval_samples = _samples(data_args, target, tokenizer, rendered_at)
-    head = _head(head_args, target, train_samples)
+    head, share = _head(head_args, target, train_samples)
+    head.config.base_model_name_or_path = _name_of_target(public_args, head_args, head)
     print(f"head of {head.num_parameters() / 1e6:.2f}M parameters, target of {target.num_parameters() / 1e6:.2f}M")
 
     train_dataset, collator = _arrange(train_samples, data_args, tokenizer)
@@ -153,6 +167,9 @@ def run(args: argparse.Namespace) -> int:
     # What the head is made of is drawn with the seed; one that is there is known by its weights.
     trainer.identity["head"] = "new" if head_args.head is None else identity_of_weights(head)
     trainer.facts_of_run["rendered_at"] = rendered_at
+    num_evaluated = 0 if eval_samples is None else len(eval_samples)
+    trainer.described = _description(args.argv, public_args, head_args, data_args, train_samples, num_evaluated)
+    trainer.described["coverage"] = round(share, 6)
     if data_args.features is not None:
         with training_args.main_process_first(local=False, desc="computing features"):  # the others find them there
             features = Path(data_args.features)
@@ -165,62 +182,110 @@ def run(args: argparse.Namespace) -> int:
         trainer.accelerator.end_training()
         return 0
     resume = bool(complete_checkpoints(output_dir))
-    trained = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or resume)
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or resume)
     metrics: dict[str, float] = {}
     if eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
     if head_args.head is None:
         head.generation_config = DraftOptions.open_generation_config()
+    if metrics and eval_samples is not None:
+        trainer.described["evaluation"] = _evaluation(trainer, len(eval_samples), metrics)
     trainer.save_model(str(folder))
     if training_args.process_index == 0:
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and paths of this machine
-        card = _card(trainer, train_samples, eval_samples, trained.metrics, metrics)
-        card.save(folder / "README.md")
+        head.training_facts = trainer.describe()
+        create_model_card(head, str(training_args.hub_model_id or "head")).save(folder / "README.md")
         finished_run.record(trainer, rendered_at)
         print(f"saved to {folder}")
+        if head.config.base_model_name_or_path is None:
+            print(
+                "its target was loaded from a folder: name it when you publish the head, `eagle-hf push --base_model`"
+            )
     trainer.accelerator.wait_for_everyone()  # what the threads of a process group still hold is let go
     trainer.accelerator.end_training()  # a process that exits while they run may be aborted
     return 0
 
 
-def _card(
-    trainer: EagleTrainer,
+def _check_names(args: PublicArguments, training_args: EagleTrainingArguments) -> None:
+    """Refuse, before anything is loaded, names that could not be published."""
+    for option, name in (("base_model", args.base_model), ("hub_model_id", training_args.hub_model_id)):
+        if name is not None and not is_hub_id(name):
+            raise ValueError(
+                f"`--{option}` is {name!r}, which is a path or no name at all. Expected a repository on the Hub, such "
+                "as 'org/name'."
+            )
+    if training_args.push_to_hub and training_args.hub_model_id is None:
+        raise ValueError("`--push_to_hub` needs `--hub_model_id`, the repository to push to.")
+
+
+def _name_of_target(args: PublicArguments, head_args: HeadArguments, head: EagleDraftModel) -> str | None:
+    """The target's repository: what the user says, or where it was loaded from; nothing for a folder."""
+    if args.base_model is not None:
+        return args.base_model
+    name, known = hub_id(head_args.target), hub_id(head.config.base_model_name_or_path)
+    if name is None and known is not None and Path(head_args.target).name == known.rpartition("/")[2]:
+        return known  # a copy of the target that the head was trained for
+    return name
+
+
+def _description(
+    argv: list[str],
+    args: PublicArguments,
+    head_args: HeadArguments,
+    data_args: DataArguments,
     samples: SampleDataset,
-    eval_samples: SampleDataset | None,
-    trained: dict[str, float],
-    metrics: dict[str, float],
-) -> ModelCard:
-    """The head's card: how it was trained and, where there was an evaluation, what was measured."""
-    args, command = trainer.args, shlex.join(["eagle-hf", *sys.argv[1:]])
-    hardware = f"{args.world_size} x {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "CPU"
-    dtype = "bfloat16 (autocast)" if args.bf16 else str(trainer.model.dtype).removeprefix("torch.")
-    measurements = None
-    if eval_samples is not None:
-        shares = [value for name, value in metrics.items() if "_accepted_at_depth_" in name]
-        result = TaskResult(
-            "samples kept out of training, greedy chain",
-            acceptance_length=metrics["eval_simulated_acceptance_length"],
-            num_prompts=len(eval_samples),
-            acceptance_by_depth=shares,
-        )
-        measurements = Measurements(
-            [result], command, hardware, dtype, notes="Counted on given texts, token by token, by the training command."
-        )
-    names = ("learning_rate", "muon_learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
-             "max_steps" if args.max_steps > 0 else "num_train_epochs", "num_unrolls", "loss")  # fmt: skip
-    training = TrainingFacts(
-        command=command,
-        data=str(samples.report),
-        hyperparameters={name: getattr(args, name) for name in names if getattr(args, name, None) is not None},
-        seed=args.seed,
-        hardware=hardware,
-        hours=round(trained["train_runtime"] / 3600, 3),
-        final_metrics={"training loss": round(trained["train_loss"], 4)},
+    num_evaluated: int,
+) -> dict[str, Any]:
+    """Fields of [`TrainingFacts`] that the trainer does not know."""
+    names = {} if args.base_model is None else {head_args.target: args.base_model}
+    report = samples.report
+    return {
+        "command": public_command(argv, names),
+        "data": _in_words(report, data_args.max_length, num_evaluated),
+        "datasets": args.datasets or (),
+        "license": args.license,
+        "max_length": data_args.max_length,
+        "rows": {
+            "rows_read": report.rows.num_rows,
+            "rows_malformed": report.rows.num_malformed,
+            "samples_trained": len(samples),
+            "samples_evaluated": num_evaluated,
+            "samples_cut": report.num_cut,
+            "tokens_cut_off": report.num_cut_tokens,
+            "samples_too_long_dropped": report.num_dropped,
+            "samples_without_trained_token_dropped": report.num_untrained,
+        },
+    }
+
+
+def _in_words(report: DataReport, max_length: int, num_evaluated: int) -> str:
+    """What became of the rows; without the places of the malformed ones, which are paths."""
+    share = report.num_trained_tokens / max(report.num_tokens, 1)
+    kept = f"; {num_evaluated:,} more were kept for evaluation" if num_evaluated else ""
+    return " ".join(
+        [
+            f"{report.rows.num_rows:,} rows read, {report.rows.num_malformed:,} of them malformed.",
+            f"{report.num_samples:,} samples of {report.num_tokens:,} tokens, {report.num_trained_tokens:,} "
+            f"({share:.1%}) of them trained{kept}.",
+            f"Longer than {max_length:,} tokens: {report.num_cut:,} cut (by {report.num_cut_tokens:,} tokens in all), "
+            f"{report.num_dropped:,} dropped; the longest had {report.longest:,} tokens.",
+            f"Dropped without a trained token: {report.num_untrained:,}.",
+        ]
     )
-    return create_model_card(
-        trainer.model, str(args.hub_model_id or "head"), measurements=measurements, training=training
+
+
+def _evaluation(trainer: EagleTrainer, num_samples: int, metrics: dict[str, float]) -> Measurements:
+    """What was measured on texts that were not trained."""
+    facts = trainer.describe()
+    result = TaskResult(
+        "samples kept out of training, greedy chain",
+        acceptance_length=metrics["eval_simulated_acceptance_length"],
+        num_prompts=num_samples,
+        acceptance_by_depth=[value for name, value in metrics.items() if "_accepted_at_depth_" in name],
     )
+    dtype = facts.hyperparameters["precision"]
+    notes = "Counted on given texts, token by token, by the training command."
+    return Measurements([result], facts.command, facts.hardware or "", dtype, notes=notes)
 
 
 def _time_of_run(output_dir: Path, features: str | None) -> str:
@@ -267,10 +332,12 @@ def _samples(
     held_out = {int(i * step) for i in range(data_args.eval_samples)}
     rows: list[Any] = [samples[i] for i in range(len(samples))]
     rest = [row for i, row in enumerate(rows) if i not in held_out]
-    return SampleDataset(rest), SampleDataset([rows[i] for i in sorted(held_out)])
+    # What became of the rows is said of all of them.
+    return SampleDataset(rest, replace(samples.report)), SampleDataset([rows[i] for i in sorted(held_out)])
 
 
-def _head(head_args: HeadArguments, target: PreTrainedModel, samples: SampleDataset) -> EagleDraftModel:
+def _head(head_args: HeadArguments, target: PreTrainedModel, samples: SampleDataset) -> tuple[EagleDraftModel, float]:
+    """The head to train, and the share of the trained text that its vocabulary holds."""
     if head_args.head is not None:
         head = EagleDraftModel.from_pretrained(head_args.head, dtype=torch.float32)
         vocabulary = head.draft_to_target_ids
@@ -285,7 +352,7 @@ def _head(head_args: HeadArguments, target: PreTrainedModel, samples: SampleData
         head = new_head(target, vocabulary, head_args.eagle_version, **fields)
     share = coverage(samples.token_counts, vocabulary)
     print(f"draft vocabulary of {len(vocabulary)} tokens, which covers {share:.2%} of the trained text")
-    return head
+    return head, share
 
 
 def _arrange(samples: SampleDataset, data_args: DataArguments, tokenizer: Any) -> tuple[Any, Any]:

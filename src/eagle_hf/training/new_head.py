@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..configuration_eagle import EagleConfig
+from ..hub_names import hub_id
 from ..modeling_eagle import EagleDraftModel
 from ..target_config import TargetConfig
 from ..target_modules import embedding_rows, lm_head_rows
@@ -41,7 +42,7 @@ def new_head(
         "head_dim": lambda: config.head_dim,
         "rms_norm_eps": lambda: config.norm_eps,
         "max_position_embeddings": lambda: config.num_positions or EagleConfig.max_position_embeddings,
-        "base_model_name_or_path": lambda: config.name_or_path,
+        "base_model_name_or_path": lambda: hub_id(config.name_or_path),
     }
     # What is given need not be in the target's configuration.
     settings = {name: of_target() for name, of_target in read.items() if name not in fields}

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, SchedulerType, TrainOutput
 from transformers.utils import logging
 
 from ..configuration_eagle import EagleConfig
 from ..generation.pairing import check_pair
-from ..model_card import create_model_card
 from ..modeling_eagle import EagleDraftModel
 from ..target_config import position_limit
 from . import durable_checkpoints, run_identity
@@ -27,6 +26,7 @@ from .muon import MuonAndAdamW
 from .objective import Figures, ObjectiveOutput, rows_that_draft
 from .packing_check import check_packing
 from .progress import Progress, ProgressCounter, as_dict
+from .publishing_trainer import PublishingTrainer
 from .text_lengths import check_batch, check_lengths
 from .training_time_test import training_time_test_loss
 
@@ -39,7 +39,7 @@ _UNUSED = ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metric
 _NAMES_IN_CONFIG = {"base_model_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"}
 
 
-class EagleTrainer(Trainer):
+class EagleTrainer(PublishingTrainer):
     """
     Trains a head against a frozen target in the same process: EAGLE-3 heads by training-time test, EAGLE-1 heads by
     regression of features.
@@ -200,7 +200,7 @@ class EagleTrainer(Trainer):
             "loss": LOSSES[args.loss],
             "num_trained": max(num_trained, 1) if isinstance(num_trained, int) else num_trained.clamp(min=1),
         }
-        noise = self._feature_noise() if draft.training else 0.0
+        noise = self.feature_noise if draft.training else 0.0
         if is_eagle1:
             return feature_regression_loss(
                 draft,
@@ -215,7 +215,9 @@ class EagleTrainer(Trainer):
             features = features + (torch.rand_like(features) * 2 - 1) * noise
         return training_time_test_loss(draft, features, target_logits=target.logits, **common)
 
-    def _feature_noise(self) -> float:
+    @property
+    def feature_noise(self) -> float:
+        """Noise on features in use, from minus to plus this."""
         noise = self.args.feature_noise
         return noise if noise is not None else (0.1 if self.model.config.eagle_version == 1 else 0.0)
 
@@ -325,7 +327,7 @@ class EagleTrainer(Trainer):
         args, config = self.args, self.model.config.to_dict()
         head = {name: config[name] for name in EagleConfig.__annotations__ if name not in _NAMES_IN_CONFIG}
         num_samples = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
-        facts = head | run_identity.identity_of_settings(args, num_samples, draws_noise=self._feature_noise() > 0)
+        facts = head | run_identity.identity_of_settings(args, num_samples, draws_noise=self.feature_noise > 0)
         facts |= {
             "data": self._identity_of("data", self.train_dataset, run_identity.identity_of_data),
             "target": self._identity_of("target", self.target.model, run_identity.identity_of_weights),
@@ -394,25 +396,6 @@ class EagleTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if pushes:
             self._push_from_checkpoint(str(final))
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """
-        Write the card of a head into the output folder; `push_to_hub` does it. Other arguments of
-        [`~transformers.Trainer.create_model_card`] are ignored: they describe the data of ordinary models.
-        """
-        if not self.is_world_process_zero():
-            return
-        tags = [tags] if isinstance(tags, str) else tags or []
-        name = model_name or str(self.args.hub_model_id or Path(str(self.args.output_dir)).name)
-        card = create_model_card(self.model, name, license=license, language=language, tags=tags)
-        card.save(Path(str(self.args.output_dir)) / "README.md")
 
     def _last_good(self) -> str:
         checkpoints = durable_checkpoints.complete_checkpoints(self.args.output_dir)
