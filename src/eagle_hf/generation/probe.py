@@ -84,9 +84,11 @@ def _why_training_fails(model: PreTrainedModel) -> str:
     """What to do about a target that cannot verify drafts in training mode."""
     modules = [module for module in model.modules() if module.training]
     if any(getattr(module, "gradient_checkpointing", False) for module in modules):
+        disable = "activation_checkpointing_disable"  # as it is called in newer versions
+        disable = disable if hasattr(model, disable) else "gradient_checkpointing_disable"
         return (
             "It is in training mode with gradient checkpointing, which leaves the cache empty. Call `model.eval()` or "
-            "`model.gradient_checkpointing_disable()`, or generate"
+            f"`model.{disable}()`, or generate"
         )
     if modules:
         return "It is in training mode, where dropout makes every forward another one. Call `model.eval()`, or generate"
@@ -280,5 +282,7 @@ def _single_step_logits(
         cache = _prefilled(model, prompt, new_cache())
         for i, token in enumerate(path):
             position = torch.tensor([[prompt.shape[1] + i]], device=prompt.device)
-            logits.append(forward_chain(model, DraftTree.root_only(token[None]), position, None, cache).logits[0])
+            # Some targets warn of a padding token without a mask.
+            mask = prompt.new_ones(1, prompt.shape[1] + i + 1) if token == _pad_token(model) else None
+            logits.append(forward_chain(model, DraftTree.root_only(token[None]), position, mask, cache).logits[0])
     return torch.cat(logits).view(2, 3, -1)

@@ -95,7 +95,8 @@ class Sequences:
 
     def last(self, width: int, counts: Sequence[int]) -> torch.Tensor:
         """
-        The last `counts[b]` tokens of every row, left-aligned, of shape `(batch_size, width)`; the rest is undefined.
+        The last `counts[b]` tokens of every row, left-aligned, of shape `(batch_size, width)`; the rest is undefined,
+        but can be embedded: the padding of old configurations is -1, which stands for none.
         """
         if self.batch_size == 1:
             start = self.lengths[0] - counts[0]
@@ -104,7 +105,8 @@ class Sequences:
             [[n - count] for n, count in zip(self.lengths, counts, strict=True)], device=self._buffer.device
         )
         columns = starts + torch.arange(width, device=self._buffer.device)
-        return self._buffer.gather(1, columns.clamp(max=self._buffer.shape[1] - 1))
+        tokens = self._buffer.gather(1, columns.clamp(max=self._buffer.shape[1] - 1))
+        return tokens if self.pad_token >= 0 else tokens.clamp(min=0)
 
     def max_draft_depth(self) -> int:
         """How many drafts on a path any row can still use, besides the token that every step adds anyway."""

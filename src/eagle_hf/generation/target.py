@@ -171,7 +171,8 @@ class Target:
             self.layer_records.add_prompt(outputs, past_len, layouts)
         if has_recurrent_state(self.cache):
             pad_token = self.generation_config._pad_token_tensor
-            self.replay = DeferredReplay(self.model, self.cache, pad_token=0 if pad_token is None else int(pad_token))
+            pad_token = 0 if pad_token is None else max(int(pad_token), 0)  # -1 stands for none
+            self.replay = DeferredReplay(self.model, self.cache, pad_token)
         self._lent = LentCache(self.cache, self.generation_config.max_length, records_past=self.replay is None)
         self._step_mode.see_cache(self.cache)
         return outputs.logits[:, -1:]
