@@ -195,6 +195,17 @@ class TestExport:
         folder = export_checkpoint(random_draft(tiny_llama()), tmp_path, "vllm", target="org/other")
         assert EagleDraftModel.from_pretrained(folder).config.base_model_name_or_path == "org/other"
 
+    @pytest.mark.parametrize(("layers", "is_refused"), [(None, False), ([0, 1], False), ([1], True), ([0], True)])
+    def test_vllm_has_a_window_in_all_layers_of_a_head_or_in_none(self, tmp_path, layers, is_refused):
+        windows = {"sliding_window": 16, "sliding_window_layers": layers, "num_hidden_layers": 2}
+        draft = random_draft(tiny_llama(), **windows)
+        export_checkpoint(draft, tmp_path, "speculators")
+        if is_refused:
+            with pytest.raises(ValueError, match=r"in layers \[\d\] of 2 only"):
+                export_checkpoint(draft, tmp_path, "vllm")
+        else:
+            export_checkpoint(draft, tmp_path, "vllm")
+
     @pytest.mark.parametrize(
         ("fields", "message"),
         [

@@ -66,6 +66,7 @@ def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
         head_dim=config.get("head_dim"),
         fc_bias=config.get("bias", True),  # the authors' default
         qkv_bias=config.get("qkv_bias", has_qkv_bias),
+        mlp_bias="layers.0.mlp.up_proj.bias" in weights,
         input_layernorm="layers.0.input_layernorm.weight" in weights,
     )
     return Head(head, weights, ["EAGLE-1", "the last hidden state after the final norm"])

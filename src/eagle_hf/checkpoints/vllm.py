@@ -25,6 +25,12 @@ def write(
     """
     if config.eagle_version == 1:
         return _write_eagle1(config, weights, target)
+    windowed = config.sliding_window_layers
+    if config.sliding_window is not None and windowed is not None and len(windowed) < config.num_hidden_layers:
+        raise ValueError(
+            f"The head has a window (`sliding_window`) in layers {windowed} of {config.num_hidden_layers} only. vLLM "
+            "keeps one kind of cache for all layers of a head, and does not load such heads."
+        )
     layout = speculators if config.kv_lora_rank is None else deepseek
     return layout.write(config, weights, target)
 
@@ -32,8 +38,10 @@ def write(
 def _write_eagle1(
     config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    why = "vLLM's EAGLE-1 head is the authors' without any bias but those on q, k and v, which it drops in silence"
-    refuse(config, "vLLM", {"eagle1", "layers", "qkv_bias_eagle1"}, why)
+    why = (
+        "vLLM's EAGLE-1 head is the authors' one, without a bias on `fc` or behind attention, which it drops in silence"
+    )
+    refuse(config, "vLLM", {"eagle1", "layers", "qkv_bias_eagle1", "mlp_bias"}, why)
     flat = flat_config(config, weights, "LlamaForCausalLM", target.name)
     # `bias` is what the authors' code and ours ask for; `attention_bias` would mean one behind attention as well.
     return flat | {"bias": False, "attention_bias": False, "qkv_bias": config.qkv_bias}, weights
