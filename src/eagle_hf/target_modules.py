@@ -16,10 +16,11 @@ lm_head     <── last_hidden_state, where and as the `lm_head` takes it ─�
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from .sharded_weights import whole
@@ -55,9 +56,24 @@ class LentModule(nn.Module):
         self.runs_on, self.takes, self.device, self.dtype = runs_on, takes, device, dtype
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Output of the module, of shape `(..., size)`; gradients pass through."""
+        """Output of the module, of shape `(..., size)`; gradients pass through, and leave none on the target."""
         inputs = inputs.to(device=self.runs_on, dtype=self.takes)
-        return self.module(inputs).to(device=self.device, dtype=self.dtype)
+        if torch.is_grad_enabled() and (trainable := self._trainable()):
+            frozen = cast(nn.Module, self.module)
+            output = functional_call(frozen, {name: each.detach() for name, each in trainable.items()}, (inputs,))
+        else:
+            output = self.module(inputs)
+        return output.to(device=self.device, dtype=self.dtype)
+
+    def _trainable(self) -> dict[str, nn.Parameter]:
+        """
+        Parameters that would get gradients. Those that a hook brings, or that are spread over ranks, are not the ones
+        that compute, and get none.
+        """
+        if not isinstance(self.module, nn.Module) or hasattr(self.module, "_hf_hook"):
+            return {}
+        trainable = {name: each for name, each in self.module.named_parameters() if each.requires_grad}
+        return trainable if all(type(each) is nn.Parameter for each in trainable.values()) else {}
 
 
 def lent_embedding(

@@ -114,7 +114,7 @@ CHANGES = {
     ),
     "an edit in place": edit,
     "an edit of data": lambda draft: draft.layers[0].self_attn.q_proj.weight.data.mul_(2),
-    "one value of data": lambda draft: draft.norm.weight.data.__setitem__(7, 5.0),
+    "one value of data": lambda draft: draft.fc.weight.data.__setitem__((17, 23), 5.0),
     "other data": lambda draft: setattr(draft.lm_head.weight, "data", torch.ones_like(draft.lm_head.weight)),
     "a replaced parameter": replace,
     "an adapter": adapt,

@@ -44,6 +44,7 @@ def train(tmp_path, target, head, **arguments):
     changed = [name for name, parameter in head.named_parameters() if not torch.equal(parameter, before[name])]
     assert "fc.weight" in changed
     assert {parameter.dtype for parameter in head.parameters()} == {torch.float32}
+    assert all(parameter.grad is None for parameter in target.parameters())
     return losses
 
 

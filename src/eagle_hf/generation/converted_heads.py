@@ -123,18 +123,22 @@ def _converted(draft: EagleDraftModel, dtype: torch.dtype, device: torch.device)
     for buffer in draft.buffers():
         memo[id(buffer)] = buffer.to(device)
     converted = copy.deepcopy(draft, memo).eval()
+    if any(each.device != device for each in converted.parameters()):  # of other classes than plain parameters
+        converted.to(device=device)
     if dtype != draft.dtype or device != draft.device:
         converted.pack_projections()
     return converted
 
 
 _NUM_SAMPLES = 1024  # values of every tensor that are compared
+_SUMMED_ON_CPU = 2**22  # values of a tensor that are summed up on a CPU, which takes a millisecond; a GPU sums all
 
 
 def _fingerprint(draft: EagleDraftModel) -> _Fingerprint:
     """
-    What tells whether a head has changed, without reading all of it. Optimizers, `load_state_dict` and other edits in
-    place raise the version of a tensor; edits of `parameter.data` do not, and are seen by some of the values.
+    What tells whether a head has changed. Optimizers, `load_state_dict` and other edits in place raise the version of a
+    tensor; edits of `parameter.data` do not, and are seen by the sum of its bits and some of the values, in large
+    tensors on a CPU by these values alone.
     """
     tensors = list(chain(draft.parameters(), draft.buffers()))
     structure = (state_of(draft), *((id(each), each.data_ptr(), _version(each)) for each in tensors))
@@ -150,6 +154,12 @@ def _samples(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
         if type(tensor) in (torch.Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta:
             values = tensor.detach().reshape(-1)
             yield values[:: max(1, len(values) // _NUM_SAMPLES)].clone().view(torch.uint8)
+            if len(values) <= _SUMMED_ON_CPU or tensor.device.type != "cpu":
+                bits = values.view(_BITS[values.element_size()])
+                yield bits.sum(dtype=torch.int64)[None].view(torch.uint8)
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _version(tensor: torch.Tensor) -> int | None:
