@@ -1,12 +1,13 @@
 """The head together with the embedding and the `lm_head` it borrows from its target."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import Cache
 
 from .attention import Rotary
 from .coupling import Noise, log_probs
+from .head_rows import copied_layers
 from .kv_cache import GrowingCache
 from .modeling_eagle import EagleDraftModel
 
@@ -32,6 +33,15 @@ class DraftNetwork:
     def cut(self, length: int) -> None:
         """Forget all columns of the cache from `length` on."""
         self.cache.cut(length)
+
+    def copied_rows(self, num_rows: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of the first rows, layer by layer, as tensors of their own."""
+        return copied_layers(self.cache, num_rows)
+
+    def load_rows(self, layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Begin with rows that another network of the same head has had; they are copied."""
+        for index, (keys, values) in enumerate(layers):
+            self.cache.update(keys, values, index)
 
     def begin_guesses(self) -> None:
         """What is appended from now on, until `cut`, are guesses."""

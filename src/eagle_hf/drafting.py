@@ -25,6 +25,7 @@ from .draft_network import DraftNetwork
 from .draft_options import DraftOptions
 from .dynamic_tree import grow_dynamic_tree, take
 from .features import FeatureReader, Learned, join_steps
+from .head_rows import HeadRows, owned
 from .kv_cache import keep_nodes
 from .modeling_eagle import EagleDraftModel
 from .parallel_chain import grow_parallel_chain
@@ -86,12 +87,50 @@ class Drafter:
         self._num_accepted: list[int] = []  # new tokens of every row
         self._root_positions: list[int] = []  # position of the newest token
         self._prompt_mask: torch.Tensor | None = None  # (batch_size, prompt_len), None where the prompt has no padding
+        self._earlier: tuple[HeadRows, torch.Tensor] | None = None  # that an earlier call has left
         self._placeholder: torch.Tensor | None = None
         self._noise = NoiseAhead(lambda num_levels: None, 0)  # that the tree's tokens will be sampled with
         self.mask_token_id = draft.config.mask_token_id  # P-EAGLE: what stands for an unknown token
         self._last_hidden = torch.empty(0)  # (batch_size, 1, hidden_size): output at the newest true feature
 
     # ------------------------------------------------------------------ true features
+
+    def begin_with(self, rows: HeadRows, valid: torch.Tensor) -> None:
+        """See [`KeepsRows`]."""
+        self._earlier = rows, valid
+
+    @torch.inference_mode()
+    def _load_earlier(self) -> torch.Tensor | None:
+        """Returns which of the rows that the head begins with are real, of shape `(batch_size, num_rows)`, if any."""
+        if self._earlier is None:
+            return None
+        (rows, valid), self._earlier = self._earlier, None
+        place = {"device": self._device, "dtype": self._dtype}  # the head may have been moved
+        self.network.load_rows([(keys.to(**place), values.to(**place)) for keys, values in rows.layers])
+        self._lengths, self._root_positions = list(rows.lengths), list(rows.root_positions)
+        self._prompt_mask = None if rows.mask is None else rows.mask.to(self._device)
+        self._last_hidden = torch.empty(0, device=self._device)
+        if rows.unread is not None:
+            features, tokens, counts = rows.unread
+            self._read_accepted(features.to(**place), tokens.to(self._device), counts)
+        self.network.cut(valid.shape[1])
+        self._lengths = [valid.shape[1]] * len(valid)
+        return valid.to(self._device)
+
+    @torch.inference_mode()
+    def rows(self, reads_prompt: bool) -> HeadRows | None:
+        """See [`KeepsRows`]."""
+        if reads_prompt:
+            self._read_deferred()
+        if self._deferred is not None or self.is_stopped or not self._lengths:
+            return None
+        unread = None
+        if self._unread:
+            features, tokens, counts = join_steps(self._unread)
+            unread = owned(features), owned(tokens), counts
+        mask = None if self._prompt_mask is None else owned(self._prompt_mask)
+        layers = self.network.copied_rows(max(self._lengths))
+        return HeadRows(layers, list(self._lengths), list(self._root_positions), mask, unread)
 
     def defer_prompt(self, *args: Any) -> None:
         """Learn the features of the prompt before the first tree; `args` are those of `read_prompt`."""
@@ -127,6 +166,11 @@ class Drafter:
         # What stands for an image may be no token of the vocabulary: the target has its own embedding there.
         tokens = tokens.to(self._device).clamp(0, self.draft.config.vocab_size - 1)
         positions, mask = positions.to(self._device), None if mask is None else mask.to(self._device)
+        known = self._load_earlier()
+        before = 0 if known is None else known.shape[1]
+        if known is not None and not (mask is None and known.all()):
+            mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
+            mask = torch.cat([known, mask], dim=1)
         self._prompt_mask = mask
         cos, sin = self._rotary.at(positions)  # at once: some types depend on the longest position
         for start in range(0, seq_len, self.PROMPT_CHUNK):
@@ -135,16 +179,16 @@ class Drafter:
                 self._features([state[:, start:end] for state in states]),
                 tokens[:, start:end],
                 (cos[:, :, start:end], sin[:, :, start:end]),
-                prompt_chunk_mask(start, end, mask, self._device),
+                prompt_chunk_mask(before + start, before + end, mask, self._device),
             )
-            self._lengths = [end] * batch_size
+            self._lengths = [before + end] * batch_size
         self._root_positions = (positions[:, -1] + 1).tolist()
         self._last_hidden = hidden[:, -1:].contiguous()
         if isinstance(self.network, CompiledDraftNetwork) and batch_size == 1:  # reads the last one again in its graph
             features = self._features([state[:, -1:] for state in states])
             self._unread.insert(0, (features, tokens[:, -1:], [1]))
-            self._lengths, self._root_positions = [seq_len - 1], [self._root_positions[0] - 1]
-            self.network.cut(seq_len - 1)
+            self._lengths, self._root_positions = [before + seq_len - 1], [self._root_positions[0] - 1]
+            self.network.cut(before + seq_len - 1)
 
     def _features(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
         return FeatureReader.concatenate(states, self._device, self._dtype)

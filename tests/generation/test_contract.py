@@ -365,7 +365,7 @@ class TestWhatCannotBeCombined:
         with pytest.raises(NotImplementedError, match="assistant_model is not supported"):
             target.generate(PROMPT, max_new_tokens=4, cache_implementation="paged", assistant_model=draft_for(target))
 
-    @pytest.mark.parametrize("name", ["draft_depth", "num_draft_tokens", "eagle_depth", "output_draft_hidden_states"])
+    @pytest.mark.parametrize("name", ["num_draft_tokens", "eagle_depth", "output_draft_hidden_states"])
     def test_options_that_nobody_knows(self, name):
         target = target_of("llama")
         with pytest.raises(ValueError, match=rf"not used by the model: \['{name}'\]"):

@@ -98,7 +98,7 @@ def eagle_decoding(
             sequences, logits_processor, generation_config, records, logits, target.rows_may_run_ahead
         )
         selector.select(DraftTree.root_only(input_ids.new_zeros(len(input_ids))), logits)
-        if not sequences.done:
+        if not sequences.done or target.is_users_cache:
             proposals.read_prompt()
         while model._has_unfinished_sequences(sequences.done, synced_gpus, device=input_ids.device):
             if sequences.done:  # but other ranks are not
@@ -111,7 +111,7 @@ def eagle_decoding(
             features = target.keep(paths)
             if selector.draft_is_broken:
                 proposals.drafter.stop()
-            if not sequences.done:
+            if not sequences.done or target.outlives_generate:
                 proposals.read_accepted(features, paths, open_rows)
         if target.outlives_generate and (late := selector.rows_without_last_token()):
             target.verify(DraftTree.root_only(sequences.newest()))
@@ -120,6 +120,8 @@ def eagle_decoding(
             target.idle(sequences.newest())
     selector.finish()
     proposals.finish()
+    if target.outlives_generate:
+        proposals.keep()
 
     if streamer is not None:
         streamer.end()

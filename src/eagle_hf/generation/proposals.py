@@ -7,14 +7,17 @@ import torch
 from ..coupling import Noise
 from ..draft_options import DraftOptions
 from ..drafting import Drafter
+from ..head_rows import KeepsRows, owned
 from ..modeling_eagle import EagleDraftModel
 from ..retrieval import Retrieval
 from ..step_costs import StepCosts
 from ..target_modules import lent_embedding, lent_lm_head
 from ..tree import DraftTree
 from ..tree_sizing import TreeSizing, known_sizing, remember
+from .kept_rows import UNKNOWN, find_rows, keep_rows
+from .recurrent import counts_columns
 from .sequences import Sequences
-from .target import Target
+from .target import PromptFeatures, Target
 
 
 class Proposals:
@@ -53,17 +56,58 @@ class Proposals:
             self.sizing = known_sizing(draft, model, self._situation, unknown)
         self.drafter = Drafter(head, options, embed_tokens, lm_head, compile_config, max_length, self.sizing)
         self._retrieval: Retrieval | None = None
-        if options.draft_retrieval:
-            texts = sequences.ids.tolist()
-            self._retrieval = Retrieval(options.draft_retrieval, texts, replaces_tree=not target.is_tree)
+        self._num_retrieved = options.draft_retrieval
+        self._kept, self._is_untouched = find_rows(target.cache, model, draft, sequences.batch_size)
+        self._earlier_text: torch.Tensor | None = None  # (batch_size, n): what the cache holds and the call did not say
+        self._columns = torch.empty(0)  # (batch_size, num_rows): what the head's rows up to the prompt's end stand for
 
     def read_prompt(self) -> None:
         """Let the head learn the prompt, once the token after it is known; at the latest before its first tree."""
         prompt = self._target.prompt_features(self._sequences.prompt_len)
+        self._use_kept_rows(prompt)
+        if self._num_retrieved:
+            is_known = self._earlier_text is None or bool((self._earlier_text != UNKNOWN).all())
+            texts = (self._text() if is_known else self._sequences.ids)[:, :-1].tolist()
+            self._retrieval = Retrieval(self._num_retrieved, texts, replaces_tree=not self._target.is_tree)
         following = self._sequences.ids[:, -prompt.seq_len :]
         # The next replay of a CUDA graph may write over what an earlier one has returned.
         read = self.drafter.read_prompt if self._target.has_fixed_shapes else self.drafter.defer_prompt
         read(prompt.states, following, prompt.positions, prompt.mask)
+
+    def _use_kept_rows(self, prompt: PromptFeatures) -> None:
+        """Let the head begin with its rows of an earlier call on this cache, as far as they are of this text."""
+        kept, self._kept = self._kept, None
+        num_missing = self._target.num_prompt_columns - self._sequences.prompt_len
+        if num_missing > 0:  # the call was given its new tokens alone, or embeddings
+            text = self._sequences.ids.new_full((self._sequences.batch_size, num_missing), UNKNOWN)
+            if kept is not None and self._is_untouched and prompt.first_column == num_missing == kept.length:
+                text = kept.text[:, :num_missing].to(text.device)
+            self._earlier_text = text
+        columns = torch.arange(prompt.first_column, self._target.num_prompt_columns)
+        self._columns = columns.expand(self._sequences.batch_size, -1)
+        if kept is not None and prompt.first_column > 0 and isinstance(self.drafter, KeepsRows):
+            valid = kept.valid(self._text(), prompt.first_column)
+            if valid.any():
+                self.drafter.begin_with(kept.rows, valid)
+                self._columns = torch.cat([kept.columns[:, : valid.shape[1]], self._columns], dim=1)
+
+    def _text(self) -> torch.Tensor:
+        """Tokens of the cache's columns and the newest ones, of shape `(batch_size, length)`, as far as known."""
+        ids = self._sequences.ids
+        return ids if self._earlier_text is None else torch.cat([self._earlier_text, ids], dim=1)
+
+    def keep(self) -> None:
+        """Keep what the head knows with the target's cache, for the next call on it."""
+        if not counts_columns(self._target.cache):
+            return
+        reads_prompt = self._target.is_users_cache  # which is meant to be used again, whatever this call needed
+        rows = self.drafter.rows(reads_prompt) if isinstance(self.drafter, KeepsRows) else None
+        if rows is None:
+            return
+        first = self._target.num_prompt_columns
+        following = torch.arange(first, first + rows.real().shape[1] - self._columns.shape[1])
+        columns = torch.cat([self._columns, following.expand(len(self._columns), -1)], dim=1)
+        keep_rows(self._target.cache, self._target.model, self._draft, rows, columns, owned(self._text()))
 
     def next_tree(self, open_rows: list[int], noise_ahead: Callable[[int], Noise | None]) -> DraftTree:
         """

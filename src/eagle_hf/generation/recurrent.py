@@ -50,9 +50,12 @@ def filled_length(cache: Cache, read_len: int) -> int:
     Columns that a cache holds after a forward over `read_len` tokens. Purely recurrent caches do not count them: all
     that matters there is what this call reads.
     """
-    if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
-        return int(cache.get_seq_length())
-    return read_len
+    return int(cache.get_seq_length()) if counts_columns(cache) else read_len
+
+
+def counts_columns(cache: Cache) -> bool:
+    """Whether a cache knows how many columns it holds, which purely recurrent ones do not."""
+    return any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
 
 
 class _Snapshot:

@@ -45,11 +45,13 @@ class PromptFeatures:
             columns, those that the prefill computed and whose next token is known.
         positions (`torch.LongTensor` of shape `(batch_size, seq_len)`): Their positions.
         mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): `False` at padding; `None` without any.
+        first_column (`int`): The cache's column that the first of them stands for.
     """
 
     states: list[torch.Tensor]
     positions: torch.Tensor
     mask: torch.Tensor | None
+    first_column: int
 
     @property
     def seq_len(self) -> int:
@@ -100,6 +102,7 @@ class Target:
         self.max_nodes = max_nodes
         self.num_forwards = 0
         self.lengths: list[int] = []  # committed columns of the cache, per row
+        self.num_prompt_columns = 0  # of the cache after the prefill
         self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
         self._states: list[torch.Tensor] = []  # hidden states that the draft reads
         self._outputs: CausalLMOutputWithPast | None = None  # of a verification that is to be recorded
@@ -153,6 +156,7 @@ class Target:
         self._inputs = StepInputs(self.model, input_ids, self.model_kwargs, outputs)
         past_len = filled_length(self.cache, self._states[0].shape[1])
         self.lengths = [past_len] * len(outputs.logits)
+        self.num_prompt_columns = past_len
         mask = self.model_kwargs.get("attention_mask")
         self._prompt_mask = None if mask is None else mask[:, -past_len:].bool()
         positions = self.model_kwargs.get("position_ids")
@@ -197,7 +201,8 @@ class Target:
         seq_len = min(states[0].shape[1], max(num_known_tokens, 1))
         positions = self._text_positions(self._prompt_positions)[:, -seq_len:].expand(len(self.lengths), -1)
         mask = None if self._prompt_mask is None else self._prompt_mask[:, -seq_len:]
-        return PromptFeatures([state[:, -seq_len:] for state in states], positions, mask)
+        first_column = self.num_prompt_columns - seq_len
+        return PromptFeatures([state[:, -seq_len:] for state in states], positions, mask, first_column)
 
     # ------------------------------------------------------------------ steps
 
@@ -421,7 +426,12 @@ class Target:
     @property
     def outlives_generate(self) -> bool:
         """Whether anybody sees the cache after this call."""
-        return bool(self.generation_config.return_dict_in_generate or getattr(self.cache, "_is_user_defined", False))
+        return bool(self.generation_config.return_dict_in_generate or self.is_users_cache)
+
+    @property
+    def is_users_cache(self) -> bool:
+        """Whether the cache was passed to this call."""
+        return bool(getattr(self.cache, "_is_user_defined", False))
 
     def _release(self) -> None:
         """Hand the cache back as plain `generate` leaves it."""

@@ -1,0 +1,146 @@
+"""
+The head's rows are kept with the cache that a call hands back, so that the next turn of a chat drafts as if the head
+had read the whole text: the target computes nothing but the new tokens there, and the head sees no features of others.
+
+They hang on the cache as an attribute: freed with it, shared by its deep copies, left out when it is pickled. Whoever
+crops, extends or reorders the cache need not know of them. The next call compares token by token and takes the rows of
+the beginning that is still the same. Where a call is given its new tokens alone, there is nothing to compare: rows are
+taken if nobody has touched the cache in between.
+"""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Cache, PreTrainedModel
+
+from ..head_rows import HeadRows
+from ..modeling_eagle import EagleDraftModel
+
+
+_NAME = "_eagle_hf_rows"
+UNKNOWN = -1  # stands for tokens that nobody has told
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """
+    Args:
+        rows ([`HeadRows`]): What the head knows.
+        columns (`torch.LongTensor` of shape `(batch_size, num_rows)`): The column of the text that each row stands for.
+        text (`torch.LongTensor` of shape `(batch_size, length + 1)`): Tokens by column, the newest included.
+        length (`int`): Columns of the cache when it was handed back.
+        target (`weakref.ref`): The target.
+    """  # noqa: D205
+
+    rows: HeadRows
+    columns: torch.Tensor
+    text: torch.Tensor
+    length: int
+    target: weakref.ref
+
+    def valid(self, text: torch.Tensor, num_columns: int) -> torch.Tensor:
+        """
+        Which rows are those of another text.
+
+        Args:
+            text (`torch.LongTensor` of shape `(batch_size, length)`): The other text, by column.
+            num_columns (`int`): Its columns that were in the cache already; the others are read anew.
+
+        Returns:
+            `torch.BoolTensor` of shape `(batch_size, num_rows)`, up to the last one; on the CPU.
+        """
+        text = text.cpu()
+        shared = min(text.shape[1], self.text.shape[1])
+        same = (text[:, :shared] == self.text[:, :shared]) & (text[:, :shared] != UNKNOWN)
+        num_same = same.long().cumprod(dim=1).sum(dim=1)
+        # A row has read the feature of its column and the token behind it.
+        valid = self.rows.real() & (self.columns < num_columns) & (self.columns + 1 < num_same[:, None])
+        return valid[:, : int((valid.any(dim=0) * torch.arange(1, valid.shape[1] + 1)).max())]
+
+
+# The keys of a layer, and how often they were changed in place.
+_Mark = tuple[weakref.ref, int]
+
+
+class _Attribute:
+    """What hangs on a cache: by head its rows, and what the layers were when the cache was handed back."""
+
+    def __init__(self) -> None:
+        self.kept: weakref.WeakKeyDictionary[EagleDraftModel, tuple[KeptRows, list[_Mark]]]
+        self.kept = weakref.WeakKeyDictionary()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Attribute":
+        copied = _Attribute()
+        for draft, (rows, marks) in self.kept.items():
+            layers = [memo.get(id(keys())) for keys, _ in marks]  # layers are copied before this
+            found = [keys for keys in layers if isinstance(keys, torch.Tensor)]
+            copied.kept[draft] = rows, [_mark(keys) for keys in found] if len(found) == len(layers) else []
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a pickled cache is one of `transformers` alone
+
+
+def _mark(keys: torch.Tensor) -> _Mark:
+    return weakref.ref(keys), 0 if keys.is_inference() else keys._version
+
+
+def _marks(cache: Cache) -> list[_Mark]:
+    keys = [getattr(layer, "keys", None) for layer in cache.layers]
+    return [_mark(each) for each in keys if isinstance(each, torch.Tensor)]
+
+
+def _are_same(marks: list[_Mark], others: list[_Mark]) -> bool:
+    """Whether the layers are the same tensors with the same values; layers without keys do not tell."""
+    return (
+        bool(marks)
+        and len(marks) == len(others)
+        and all(
+            keys() is other() and changes == other_changes
+            for (keys, changes), (other, other_changes) in zip(marks, others, strict=True)
+        )
+    )
+
+
+def keep_rows(
+    cache: Cache,
+    target: PreTrainedModel,
+    draft: EagleDraftModel,
+    rows: HeadRows,
+    columns: torch.Tensor,
+    text: torch.Tensor,
+) -> None:
+    """
+    Keeps rows with a cache that is about to be handed back.
+
+    Args:
+        cache ([`~transformers.Cache`]): The target's, as the user gets it.
+        target ([`~transformers.PreTrainedModel`]): The target.
+        draft ([`EagleDraftModel`]): The head.
+        rows ([`HeadRows`]): What it knows.
+        columns (`torch.LongTensor` of shape `(batch_size, num_rows)`): The column that each row stands for.
+        text (`torch.LongTensor` of shape `(batch_size, length)`): Tokens by column, [`UNKNOWN`] where nobody knows.
+    """
+    attribute = getattr(cache, _NAME, None) or _Attribute()
+    kept = KeptRows(rows, columns.cpu(), text.cpu(), int(cache.get_seq_length()), weakref.ref(target))
+    attribute.kept[draft] = kept, _marks(cache)
+    setattr(cache, _NAME, attribute)
+
+
+def find_rows(
+    cache: Cache, target: PreTrainedModel, draft: EagleDraftModel, batch_size: int
+) -> tuple[KeptRows | None, bool]:
+    """
+    Returns the rows that were kept for a head, if any, and whether nobody has touched the cache since.
+
+    Args:
+        cache, target, draft: As in [`keep_rows`].
+        batch_size (`int`): Rows of the batch that is to be generated.
+    """
+    attribute = getattr(cache, _NAME, None)
+    kept, marks = attribute.kept.get(draft, (None, [])) if attribute is not None else (None, [])
+    if kept is None or kept.target() is not target or len(kept.text) != batch_size:
+        return None, False
+    return kept, int(cache.get_seq_length()) == kept.length and _are_same(marks, _marks(cache))
