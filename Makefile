@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-oldest test-version test-versions test-app architectures lossless fuzz notebooks reference figures \
+.PHONY: demo test test-bf16 test-oldest test-version test-versions test-app architectures lossless fuzz notebooks reference figures \
 	docs bench bench-loading bench-tasks bench-training bench-retrieval bench-long bench-memory bench-batches \
 	bench-first-call bench-without-drafts soak profile sweep lint format types ci clean help
 
@@ -30,6 +30,10 @@ demo: $(VENV)/.ready ## Run the demo pair with and without its draft, offline
 # The tests run side by side: more threads than processors would wait for each other.
 test: $(VENV)/.ready ## Run the tests
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 EAGLE_HF_FAST_NOTEBOOKS=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake notebooks tests
+
+# What cannot run so is skipped with its reason, see tests/bfloat16_exceptions.py.
+test-bf16: $(VENV)/.ready ## Run the tests with bfloat16 targets
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 EAGLE_HF_TARGET_DTYPE=bfloat16 $(BIN)/python -m pytest -n $(WORKERS) tests
 
 architectures: $(VENV)/.ready ## Sweep over whole kinds: every decoder of transformers, docs/architectures.md among them
 	HF_HUB_OFFLINE=1 EAGLE_HF_EVERY_DECODER=1 $(BIN)/python -m pytest -n $(WORKERS) tests/generation/test_every_decoder.py

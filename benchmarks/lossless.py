@@ -23,6 +23,7 @@ import collections
 import contextlib
 import itertools
 import json
+import logging as std_logging
 import multiprocessing
 import random
 import sys
@@ -52,6 +53,7 @@ def run(seed: int, index: int) -> dict:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
+    std_logging.getLogger("eagle_hf").setLevel(std_logging.ERROR)
     rng, wanted = random.Random(f"{seed}-{index}"), wanted_pair(seed, index)
     call = draw_call(rng, wanted)
     trees = [draw_tree(rng, call, wanted) for _ in range(TREES_PER_CALL)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import target_dtype
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -16,12 +17,14 @@ from eagle_hf import DraftOptions, EagleDraftModel
 
 torch.set_num_threads(1)  # tiny models; tests run side by side
 logging.disable_progress_bar()
+target_dtype.install()
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what sweeps over a whole kind, such as all decoders; `make architectures` runs it."""
+    target_dtype.skip_exceptions(items)
     if os.environ.get("EAGLE_HF_EVERY_DECODER"):
         return
     for item in items:
