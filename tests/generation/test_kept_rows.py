@@ -11,12 +11,13 @@ import torch
 from architectures import tiny_target
 from doubles import inference_tensors, random_draft
 from every_decoder import tiny_decoder
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StaticCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, DynamicCache, StaticCache
 
 from eagle_hf import EagleDraftModel
 from eagle_hf.cli.demo import PROMPTS
 from eagle_hf.drafting import Drafter
 from eagle_hf.generation import kept_rows
+from eagle_hf.generation.forward import cache_argument
 from eagle_hf.versions import CACHE, cache_of
 
 
@@ -141,6 +142,25 @@ def test_options(options):
     check_second_turn(target, make_draft(target), 2, **options)
 
 
+def test_heads_of_another_dtype_than_the_target():
+    target = tiny_target("llama", dtype=torch.float64)
+    check_second_turn(target, make_draft(target).float())
+
+
+@pytest.mark.sweep
+def test_compiled_steps():
+    target, inputs = tiny_target("llama"), prompts(1)
+    draft, cache = make_draft(target), StaticCache(config=target.config, max_cache_len=64)
+    config = CompileConfig(mode=None, backend="eager")
+    config._compile_all_devices = True
+    first = target.generate(**inputs, **{CACHE: cache}, assistant_model=draft, compile_config=config, **OPTIONS)
+    second = next_turn(inputs, first)
+    output = target.generate(**second, **{CACHE: cache}, assistant_model=draft, compile_config=config, **OPTIONS)
+    anew = target.generate(**second, assistant_model=draft, **OPTIONS)
+    assert torch.equal(output.sequences, anew.sequences)
+    assert first_trees(output) == first_trees(anew)
+
+
 def test_static_caches():
     target = tiny_target("llama")
     check_second_turn(target, make_draft(target), 2, cache=StaticCache(config=target.config, max_cache_len=64))
@@ -162,7 +182,7 @@ def test_nothing_is_kept_with_purely_recurrent_caches():
         cache = cache_of(output)
         assert not hasattr(cache, NAME)
         new = {"input_ids": torch.tensor([[output.sequences[0, -1], 7, 9]])}
-        texts.append(target.generate(**new, **{CACHE: cache}, **OPTIONS, **drafted).sequences)
+        texts.append(target.generate(**new, **{cache_argument(target): cache}, **OPTIONS, **drafted).sequences)
     assert torch.equal(texts[0], texts[1])
 
 
