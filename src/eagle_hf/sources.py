@@ -25,7 +25,7 @@ def expand(source: str | os.PathLike) -> str:
 
 
 # Of the HTTP library of the client, which is another in every major version.
-_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 class NotReached(OSError):
@@ -65,7 +65,7 @@ def find_file(source: str | os.PathLike, name: str, **hub_kwargs: Any) -> Path |
     except (HfHubHTTPError, ValueError):  # gated, private, no such revision: `transformers` has the words
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
         return None if found is None else Path(found)
-    except _HTTP_ERROR as error:  # an answer that breaks off
+    except HTTP_ERROR as error:  # an answer that breaks off
         raise NotReached(_why_not_reached(source, path, False, error)) from error
 
 
@@ -87,7 +87,7 @@ def list_files(source: str | os.PathLike, **hub_kwargs: Any) -> list[str]:
         return HfApi().list_repo_files(
             os.fspath(source), revision=hub_kwargs.get("revision"), token=hub_kwargs.get("token")
         )
-    except (OSError, _HTTP_ERROR):
+    except (OSError, HTTP_ERROR):
         return []
 
 

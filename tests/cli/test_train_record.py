@@ -148,6 +148,8 @@ def test_a_target_is_named_where_the_user_names_it(tmp_path, command, capsys):
             assert "is a path or no name at all" in capsys.readouterr().err
     assert main([*command, "--push_to_hub"]) == 1
     assert "needs `--hub_model_id`" in capsys.readouterr().err
+    assert main([*command, "--push_to_hub", "--hub_model_id", "org/head"]) == 1
+    assert "needs `--base_model`" in capsys.readouterr().err
 
 
 def test_a_head_that_is_trained_further_says_what_it_was_before(tmp_path, command):

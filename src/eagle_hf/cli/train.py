@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     others = ("command", "config", "argv", *TARGET_OPTIONS)
     options = {name: value for name, value in vars(args).items() if name not in others}
     head_args, data_args, public_args, training_args = parser.parse_dict(options)
-    _check_names(public_args, training_args)
+    _check_names(public_args, head_args, training_args)
     set_seed(training_args.seed)
     if training_args.process_index == 0:
         logging.set_verbosity_info()
@@ -206,7 +206,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_names(args: PublicArguments, training_args: EagleTrainingArguments) -> None:
+def _check_names(args: PublicArguments, head_args: HeadArguments, training_args: EagleTrainingArguments) -> None:
     """Refuse, before anything is loaded, names that could not be published."""
     for option, name in (("base_model", args.base_model), ("hub_model_id", training_args.hub_model_id)):
         if name is not None and not is_hub_id(name):
@@ -216,6 +216,11 @@ def _check_names(args: PublicArguments, training_args: EagleTrainingArguments) -
             )
     if training_args.push_to_hub and training_args.hub_model_id is None:
         raise ValueError("`--push_to_hub` needs `--hub_model_id`, the repository to push to.")
+    if training_args.push_to_hub and args.base_model is None and hub_id(head_args.target) is None:
+        raise ValueError(
+            f"`--push_to_hub` needs `--base_model`, the target's repository: {head_args.target} is a folder here, and "
+            "others could not use it."
+        )
 
 
 def _name_of_target(args: PublicArguments, head_args: HeadArguments, head: EagleDraftModel) -> str | None:

@@ -5,12 +5,18 @@ from typing import Any
 
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
 
 from ..model_card import create_model_card
 from ..modeling_eagle import EagleDraftModel
-from ..publishing import push_head
+from ..publishing import name_of_target, push_head
+from ..sources import HTTP_ERROR
 from ..training_facts import TrainingFacts
+from .arguments import EagleTrainingArguments
 from .run_facts import facts_of
+
+
+logger = logging.get_logger(__name__)
 
 
 class PublishingTrainer(Trainer):
@@ -19,13 +25,19 @@ class PublishingTrainer(Trainer):
 
     Args:
         model ([`EagleDraftModel`]): The head. What it records of an earlier training stays in the new record.
+        args ([`EagleTrainingArguments`]): Training arguments.
         kwargs: Further arguments of [`~transformers.Trainer`].
 
     `described` holds fields of [`~eagle_hf.TrainingFacts`] that only the caller knows, such as `command` and `data`.
+
+    Raises:
+        `ValueError`: with `push_to_hub`, if the head's target has no name on the Hub.
     """
 
-    def __init__(self, model: EagleDraftModel, **kwargs: Any):
-        super().__init__(model=model, **kwargs)
+    def __init__(self, model: EagleDraftModel, args: EagleTrainingArguments, **kwargs: Any):
+        if args.push_to_hub:  # before a repository is made, and hours before the first push
+            name_of_target(model)
+        super().__init__(model=model, args=args, **kwargs)
         self.described: dict[str, Any] = {}
         self._started_from = model.training_facts
 
@@ -109,5 +121,9 @@ class PublishingTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the head of a checkpoint; its optimizer, and the paths in its state, stay here."""
-        if self.args.hub_strategy != HubStrategy.END:
+        if self.args.hub_strategy == HubStrategy.END:
+            return
+        try:
             self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}")
+        except (OSError, HTTP_ERROR) as error:
+            logger.warning(f"The head of step {self.state.global_step} was not pushed: {error}. Training goes on.")

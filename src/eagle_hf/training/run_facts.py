@@ -56,7 +56,7 @@ def facts_of(trainer: "EagleTrainer") -> dict[str, Any]:
         "longest": progress.longest,
         "last_logged_loss": logged.get("loss"),
         "mean_loss": round(progress.total_loss / max(state.global_step, 1), 6),
-        "final_metrics": {} if length is None else {"simulated acceptance length, last logged": length},
+        "final_metrics": {} if length is None else {"simulated acceptance length": length},
     }
 
 
