@@ -93,6 +93,40 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 
+# What checkpoints of a family have and its default configuration has not, where it is of another kind: which layers
+# there are, whose keys they read, how they count positions. By model type, colon, and what is particular.
+_MIXED = ["sliding_attention", "full_attention"] * (NUM_LAYERS // 2)
+_LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "deepseek_v3: without a query projection": {"q_lora_rank": None},
+    "exaone4: full attention": {"layer_types": ["full_attention"] * NUM_LAYERS, "sliding_window": None},
+    "falcon: ALiBi": {"alibi": True, "multi_query": False},
+    "falcon: new decoder architecture": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "gemma2: windows first": {"layer_types": _MIXED},
+    "gemma3_text: full attention last": {"layer_types": [*["sliding_attention"] * (NUM_LAYERS - 1), "full_attention"]},
+    "gemma4_text: mixture of experts": {
+        "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24,
+        "attention_k_eq_v": True, "num_global_key_value_heads": 1, "layer_types": _MIXED,
+    },
+    "gemma4_text: shared keys and values": {
+        "num_kv_shared_layers": NUM_LAYERS // 2, "layer_types": _MIXED, "use_double_wide_mlp": True,
+        "num_key_value_heads": 1,
+    },
+    "gpt_oss: full attention": {"layer_types": ["full_attention"] * NUM_LAYERS},
+    "granitemoehybrid: attention only": {"layer_types": ["full_attention"] * NUM_LAYERS},
+    "llama4_text: no positions in some layers": {"no_rope_layers": [1, 0] * (NUM_LAYERS // 2)},
+    "mistral: full attention": {"sliding_window": None},
+    "mixtral: windows": {"sliding_window": 8},
+    "opt: projected embeddings, norms behind": {"word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    "phi3: longrope": {"rope_parameters": _LONG, "original_max_position_embeddings": 20},
+    "phi3: full attention": {"sliding_window": None},
+    "qwen2: windows": {"use_sliding_window": True, "sliding_window": 8, "layer_types": _MIXED},
+    "qwen3: windows": {"use_sliding_window": True, "sliding_window": 8, "layer_types": _MIXED},
+    "qwen3_moe: some layers without experts": {"mlp_only_layers": [0, 2]},
+    "smollm3: windows": {"use_sliding_window": True, "sliding_window": 8, "layer_types": _MIXED},
+    "starcoder2: full attention": {"sliding_window": None},
+}  # fmt: skip
+
 
 class NotBuiltError(Exception):
     """An entry of the list that is no text decoder of its own, or has no tiny version here; says why."""
@@ -103,11 +137,21 @@ def model_types() -> dict[str, type[PreTrainedConfig]]:
     return dict(sorted((config.model_type, config) for config in MODEL_FOR_CAUSAL_LM_MAPPING.keys()))  # noqa: SIM118
 
 
-def tiny_config(model_type: str) -> PreTrainedConfig:
+def decoders() -> list[str]:
+    """Every model type, and those of `VARIANTS` that this version of `transformers` has, in alphabetical order."""
+    known = model_types()
+    return sorted([*known, *(name for name in VARIANTS if name.partition(":")[0] in known)])
+
+
+def tiny_config(name: str) -> PreTrainedConfig:
     """
+    Args:
+        name (`str`): A model type, or one of `VARIANTS`.
+
     Raises:
         `NotBuiltError`: if it is no text decoder of its own.
     """  # noqa: D205
+    model_type = name.partition(":")[0]
     config_class = model_types()[model_type]
     try:
         default = config_class()
@@ -120,26 +164,30 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
             f"multimodal, its text decoder is `{text.model_type}`" if known else "multimodal, without a text decoder"
         )
     names = config_class.attribute_map
-    values = {names.get(name, name): value for name, value in _SMALL.items() if _can_be_set(default, name)}
+    values = {names.get(field, field): value for field, value in _SMALL.items() if _can_be_set(default, field)}
     if hasattr(default, "kv_lora_rank"):
         values["num_key_value_heads"] = values["num_attention_heads"]
-    for name in ("layer_types", "mlp_layer_types", "layers_block_type"):
-        kinds = list(dict.fromkeys(getattr(default, name, None) or ()))
-        if kinds and _can_be_set(default, name):
-            values[names.get(name, name)] = [kinds[i % len(kinds)] for i in range(NUM_LAYERS)]
+    for field in ("layer_types", "mlp_layer_types", "layers_block_type"):
+        kinds = list(dict.fromkeys(getattr(default, field, None) or ()))
+        if kinds and _can_be_set(default, field):
+            values[names.get(field, field)] = [kinds[i % len(kinds)] for i in range(NUM_LAYERS)]
     values |= _SPECIAL.get(model_type, {})
-    return config_class(**{name: value for name, value in values.items() if value is not None})
+    values = {field: value for field, value in values.items() if value is not None}
+    return config_class(**values | VARIANTS.get(name, {}))
 
 
-def tiny_decoder(model_type: str) -> PreTrainedModel:
+def tiny_decoder(name: str) -> PreTrainedModel:
     """
     A random model in evaluation mode; the global generator is left as it was.
+
+    Args:
+        name (`str`): A model type, or one of `VARIANTS`.
 
     Raises:
         `NotBuiltError`: with the reason.
     """
     try:
-        config = tiny_config(model_type)
+        config = tiny_config(name)
         with torch.device("meta"):
             size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
         if size > _LARGEST:

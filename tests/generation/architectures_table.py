@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import transformers  # noqa: E402
 from architecture_verdicts import CHAINS, RECURRENT, REFUSED, TREES, verdict  # noqa: E402
-from every_decoder import NotBuiltError, model_types, tiny_decoder  # noqa: E402
+from every_decoder import NotBuiltError, decoders, tiny_decoder  # noqa: E402
 from transformers import DynamicCache, PreTrainedModel  # noqa: E402
 
 
@@ -21,6 +21,7 @@ NOT_TRIED = "not tried"
 LAYERS = {
     "DynamicSlidingWindowLayer": "sliding or chunked windows",
     "DynamicIndexedLayer": "sparse attention with an indexer",
+    "DummyLayer": "layers without keys of their own",
     "LinearAttentionLayer": "layers with a convolution or a recurrent state",
     "LinearAttentionAndFullAttentionLayer": "attention and a recurrent state in the same layer",
     "LinearAttentionAndSlidingWindowAttentionLayer": "windows and a convolution in the same layer",
@@ -44,10 +45,10 @@ def short(reason: str) -> str:
     return re.sub(r"\. Generate without.*", "", reason).replace("|", " ")
 
 
-def row(model_type: str) -> tuple[str, str]:
+def row(name: str) -> tuple[str, str]:
     """Verdict and remark."""
     try:
-        target = tiny_decoder(model_type)
+        target = tiny_decoder(name)
     except NotBuiltError as error:
         return NOT_TRIED, str(error).partition(" (")[0]
     verifies, reason = verdict(target)
@@ -56,7 +57,7 @@ def row(model_type: str) -> tuple[str, str]:
 
 def render(page: str) -> str:
     """The page with its table made anew."""
-    rows = {model_type: row(model_type) for model_type in model_types()}
+    rows = {name: row(name) for name in decoders()}
     counts = {
         kind: sum(verifies == kind for verifies, _ in rows.values()) for kind in (TREES, CHAINS, RECURRENT, REFUSED)
     }
@@ -68,7 +69,7 @@ def render(page: str) -> str:
         "| model type | verifies | remark |",
         "|---|---|---|",
     ]
-    lines = [f"| `{model_type}` | {verifies} | {remark} |" for model_type, (verifies, remark) in rows.items()]
+    lines = [f"| `{name}` | {verifies} | {remark} |" for name, (verifies, remark) in rows.items()]
     table = "\n".join([BEGIN, *head, *lines, END])
     return re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda match: table, page, flags=re.DOTALL)
 
