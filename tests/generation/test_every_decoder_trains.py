@@ -5,7 +5,7 @@ text. `make architectures` tries all, the default suite those whose configuratio
 
 import pytest
 import torch
-from architecture_verdicts import REFUSED, SEVERAL_STREAMS, verdict
+from architecture_verdicts import PROMPTS, REFUSED, SEVERAL_STREAMS, verdict
 from every_decoder import NotBuiltError, model_types, tiny_decoder
 from transformers.utils import logging
 
@@ -44,7 +44,7 @@ def trains_and_drafts(target, tmp_path, eagle_version):
     assert all(tensor.isfinite().all() for tensor in head.state_dict().values())
     assert all(torch.equal(tensor, truth[name]) for name, tensor in target.state_dict().items())
     head.eval().generation_config.draft_tree = "dynamic"
-    prompt = torch.tensor([[5, 17, 3, 60, 41]])
+    prompt = PROMPTS["input_ids"][:1]
     call = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     assert torch.equal(target.generate(prompt, **call), target.generate(prompt, assistant_model=head, **call))
 
