@@ -167,7 +167,9 @@ def write_answers(
     report, start = AnswerReport(), time.perf_counter()
     begun = _read_settings(output)
     rendered_at = begun.get("rendered_at") or frozen_clock.now()  # a run of several days renders the date it began with
-    chat_text = ChatText(tokenizer, chat_template_kwargs=settings.chat_template_kwargs, rendered_at=rendered_at)
+    chat_text = ChatText(
+        tokenizer, chat_template_kwargs=settings.chat_template_kwargs, rendered_at=rendered_at, needs_offsets=False
+    )
     reader = RowReader(data, need_answers=False, max_malformed=max_malformed, split=split)
     max_length = settings.max_length or _max_positions(target)
     prompts, fingerprint = _read_prompts(reader, chat_text, settings, max_length, report)

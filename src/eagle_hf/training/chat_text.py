@@ -73,6 +73,9 @@ class ChatText:
         rendered_at (`str`, *optional*):
             Local time in ISO format that templates which write the date see, such as `"2026-11-30T17:49:34"`; now by
             default. The `rendered_at` of a row goes before it.
+        needs_offsets (`bool`, *optional*, defaults to `True`):
+            Whether to refuse a tokenizer without offsets at once, and not at the first row that needs them: rows of
+            `prompt_ids` and `answer_ids` do not.
 
     Example:
 
@@ -96,17 +99,14 @@ class ChatText:
         stop_token_ids: Iterable[int] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         rendered_at: str | None = None,
+        needs_offsets: bool = True,
     ):
         if rendered_at is not None and not frozen_clock.is_moment(rendered_at):
             raise ValueError(
                 f"`rendered_at` is {rendered_at!r}, expected a local time in ISO format, such as '2026-11-30T17:49:34'."
             )
-        if not tokenizer.is_fast:
-            raise ValueError(
-                f"The tokenizer is a {type(tokenizer).__name__}, which does not tell where in the text its tokens "
-                "stand, and the loss mask needs that. Load a fast one (`AutoTokenizer` does by default), or give rows "
-                "with `prompt_ids` and `answer_ids`, as `eagle-hf prepare` writes them."
-            )
+        if needs_offsets:
+            _check_offsets(tokenizer)
         self.tokenizer = tokenizer
         self.last_turn_only = last_turn_only
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
@@ -223,6 +223,7 @@ class ChatText:
         return {"input_ids": ids, "loss_mask": loss_mask}
 
     def _tokens(self, text: str, add_special_tokens: bool = False) -> dict[str, Any]:
+        _check_offsets(self.tokenizer)
         return self.tokenizer(
             text,
             add_special_tokens=add_special_tokens,
@@ -288,6 +289,15 @@ class ChatText:
         if not opens_turn and not self._has_generation_blocks and not trained.lstrip().startswith("answer"):
             raise ValueError(f"{where} ignores `add_generation_prompt` and renders `answer` as {trained!r}, {_NO_MASK}")
         self._template_is_checked = True
+
+
+def _check_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"The tokenizer is a {type(tokenizer).__name__}, which does not tell where in the text its tokens "
+            "stand, and the loss mask needs that. Load a fast one (`AutoTokenizer` does by default), or give rows "
+            "with `prompt_ids` and `answer_ids`, as `eagle-hf prepare` writes them with any tokenizer."
+        )
 
 
 def _end_of_content(message: Mapping[str, Any], text: str, start: int) -> int:

@@ -143,7 +143,9 @@ def make_samples(
     if max_length is not None and max_length < 2:
         raise ValueError(f"max_length is {max_length}; a sample needs two tokens at least, one to predict from.")
     reader = RowReader(data, max_malformed=max_malformed, split=split)
-    chat_text = ChatText(tokenizer, last_turn_only, stop_token_ids, chat_template_kwargs, rendered_at)
+    chat_text = ChatText(
+        tokenizer, last_turn_only, stop_token_ids, chat_template_kwargs, rendered_at, needs_offsets=False
+    )
     report = DataReport()
 
     def fitting() -> Iterable[Sample]:
