@@ -9,7 +9,7 @@ from architectures import ARCHITECTURES, tiny_target
 from conftest import GOLDEN
 from doubles import letter_tokenizer, random_draft
 from multimodal_targets import FAMILIES, multimodal_target
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -147,6 +147,34 @@ class TestAdapters:
             assert torch.allclose(logits, adapted(PROMPT).logits, atol=1e-6)
             assert not torch.allclose(logits, load_target(llama)(PROMPT).logits, atol=1e-2)
         assert load_tokenizer(tmp_path / "adapter").vocab_size == letter_tokenizer().vocab_size
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False),
+            LoraConfig(target_modules=["embed_tokens", "o_proj"], init_lora_weights=False),
+            LoraConfig(target_modules=["v_proj"], use_dora=True, init_lora_weights=False),
+            IA3Config(
+                target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False
+            ),
+        ],
+        ids=["saved modules", "embedding", "DoRA", "IA3"],
+    )
+    def test_other_kinds_of_adapters(self, tmp_path, llama, config):
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(llama), config).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "modules_to_save" in name or "ia3" in name:
+                    parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+            model.save_pretrained(tmp_path / "adapter")
+            logits = load_target(tmp_path / "adapter")(PROMPT).logits
+            assert torch.allclose(logits, model(PROMPT).logits, atol=1e-5)
+            assert not torch.allclose(logits, load_target(llama)(PROMPT).logits, atol=1e-2)
+
+    def test_weights_of_an_adapter_that_have_no_place_are_refused(self, tmp_path, llama):
+        save_adapter(tmp_path / "adapter", llama, target_modules=["q_proj"])  # those of down_proj are there as well
+        with pytest.raises(OSError, match="do not fit what its adapter_config.json says"):
+            load_target(tmp_path / "adapter")
 
     def test_an_adapter_of_a_multimodal_target(self, tmp_path):
         base = multimodal_target("qwen2_vl")

@@ -6,6 +6,7 @@ model, a multimodal model, an adapter for one of them, or GGUF files.
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def load_target(
         raise ImportError(f"{base} is quantised ({_method(own_quantization)}): {error}") from error
     _check_complete(base, info)
     if adapter is not None:
-        model.load_adapter(adapter, adapter_kwargs=hub_kwargs)
+        model = _with_adapter(model, adapter, hub_kwargs)
     return model.eval()
 
 
@@ -277,6 +278,29 @@ def _resolve_adapter(target: str, hub_kwargs: dict[str, Any]) -> tuple[str, dict
             "`base_model_name_or_path`."
         ) from error
     return base, place, target
+
+
+def _with_adapter(model: PreTrainedModel, adapter: str, hub_kwargs: dict[str, Any]) -> PreTrainedModel:
+    """
+    The model with an adapter in its layers.
+
+    `transformers` renames weights of adapters as it does those of models, which PEFT does not, and loses the magnitudes
+    of DoRA, which PEFT does not.
+    """
+    path = find_file(adapter, "adapter_config.json", **hub_kwargs)
+    if path is not None and json.loads(path.read_text(encoding="utf-8")).get("use_dora"):
+        from peft import PeftModel
+
+        with warnings.catch_warnings():  # transformers 5.24 deprecates what PEFT asks it
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
+            return PeftModel.from_pretrained(model, adapter, **hub_kwargs).get_base_model()
+    info = model.load_adapter(adapter, adapter_kwargs=hub_kwargs)
+    if lost := sorted({*info.missing_keys, *info.unexpected_keys}):
+        raise OSError(
+            f"The weights of the adapter {adapter} do not fit what its adapter_config.json says of "
+            f"{model.name_or_path}: {len(lost)} tensors are missing or have no place, such as {lost[:3]}."
+        )
+    return model
 
 
 def _find_if_known(source: str, name: str, hub_kwargs: dict[str, Any]) -> Path | None:

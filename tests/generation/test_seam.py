@@ -1,6 +1,7 @@
 """Getting in: installed once, reversible, only for our drafts; attaching; pipelines; refusals at the door."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,6 +126,13 @@ class TestRefusals:
     def test_nothing_ran_before(self, target, draft, monkeypatch):
         monkeypatch.setattr(type(target), "forward", lambda *args, **kwargs: pytest.fail("ran"))
         self.check(target, draft, "use_cache", use_cache=False)
+
+    @pytest.mark.parametrize("name", ["org/head", Path("folder/of/head")], ids=str)
+    def test_a_name_in_the_place_of_the_head(self, target, name):
+        for call in (lambda: greedy(target, assistant_model=name), lambda: eagle_hf.attach(target, name)):
+            with pytest.raises(ValueError, match=f"from_pretrained.'{name}'"):
+                call()
+        assert "generate" not in vars(target)
 
     def test_a_draft_without_weights(self, target, draft):
         self.check(target, draft.to("meta"), "weights of the draft are on the meta device")

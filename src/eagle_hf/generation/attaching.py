@@ -1,6 +1,7 @@
 """Heads that a target uses without being told to, for callers that cannot pass `assistant_model`."""
 
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,21 @@ from .pairing import check_call
 
 
 logger = logging.get_logger(__name__)
+
+
+def refuse_name(draft: Any) -> None:
+    """
+    Refuses the name of a model in the place of the model.
+
+    Raises:
+        `ValueError`: saying how to load it.
+    """
+    if isinstance(draft, str | os.PathLike):
+        raise ValueError(
+            f"Got {str(draft)!r} as assistant, a name where a model is expected. Load the head first: "
+            f"EagleDraftModel.from_pretrained({str(draft)!r}), or another assistant by AutoModelForCausalLM, and pass "
+            "what comes of it. A pipeline takes a loaded head as well."
+        )
 
 
 class AttachedDraft:
@@ -125,6 +141,7 @@ def attach(model: PreTrainedModel, draft: EagleDraftModel) -> None:
     >>> eagle_hf.detach(target)  # doctest: +SKIP
     ```
     """
+    refuse_name(draft)
     check_call(model, draft, model.generation_config)
     detach(model)
     attached = AttachedDraft(draft)

@@ -27,7 +27,7 @@ from transformers.utils import logging
 from ..draft_options import is_draft_option, written_options
 from ..modeling_eagle import EagleDraftModel
 from ..versions import SUPPORTED
-from .attaching import AttachedDraft
+from .attaching import AttachedDraft, refuse_name
 from .decoding import eagle_decoding, verifies_trees
 from .pairing import check_call
 
@@ -102,9 +102,15 @@ class _Assistant:
 
     @classmethod
     def of(cls, assistant: Any) -> "_Assistant | None":
-        """The head that was given as `assistant_model`; `None` if it is something else."""
+        """
+        The head that was given as `assistant_model`; `None` if it is something else.
+
+        Raises:
+            `ValueError`: if it is the name of a model, which `generate` would stumble over.
+        """
         if isinstance(assistant, _Assistant):
             return assistant
+        refuse_name(assistant)
         attached = assistant if isinstance(assistant, AttachedDraft) else None
         draft = assistant if attached is None else attached.draft
         draft = getattr(draft, "_orig_mod", draft)  # `torch.compile` wraps; drafting does not go through its `forward`
