@@ -1,6 +1,7 @@
 """Heads that are attached: used without being passed, left out with one warning where a call cannot be drafted."""
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -64,6 +65,22 @@ def test_attached_drafts_are_used_until_detached(target, draft):
     assert not {"generate", "init_continuous_batching"} & set(vars(target))
     assert not isinstance(greedy(target), EagleGenerateOutput)
     eagle_hf.detach(target)
+
+
+def test_whoever_looks_at_generate_sees_what_it_takes(attached):
+    assert "generation_config" in inspect.signature(attached.generate).parameters
+    assert inspect.signature(attached.generate) == inspect.signature(attached.generate.previous)
+
+
+@pytest.mark.parametrize("own", [{"num_beams": 2}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}], ids=str)
+def test_what_the_targets_own_config_asks_for_is_done(own, caplog):
+    target = tiny_target("llama")
+    eagle_hf.attach(target, random_draft(target))
+    target.generation_config.update(**own)
+    output = greedy(target)
+    assert torch.equal(output.sequences, greedy(target, assistant_model=None).sequences)
+    assert not isinstance(output, EagleGenerateOutput)
+    assert len([message for message in warnings_of(caplog) if message.startswith(PREFIX)]) == 1
 
 
 def test_a_passed_assistant_wins(attached):

@@ -34,7 +34,7 @@ def draft(target):
 def generate(target, draft, prompt=PROMPT, **kwargs):
     """A greedy text, which is compared with plain `generate`, and what came with it."""
     torch.manual_seed(0)
-    config = {"max_new_tokens": 30, "eos_token_id": None, "return_dict_in_generate": True, "pad_token_id": 0}
+    config = {"max_new_tokens": 24, "eos_token_id": None, "return_dict_in_generate": True, "pad_token_id": 0}
     settings = {"do_sample": False} | kwargs
     if (passed := settings.pop("generation_config", None)) is not None:
         passed.update(**config, do_sample=settings.pop("do_sample"))

@@ -86,10 +86,10 @@ def check_second_turn(target, draft, batch_size=1, is_same=True, cache=None, **o
         assert results[0] == results[1] == first_trees(anew)
         assert results[2] != first_trees(anew)
     third = next_turn(second, anew, seed=6)
+    expected = target.generate(**third, assistant_model=draft, **options)
     for given in (third, only_new(third, cache)):
         kept = copy.deepcopy(cache)
         output = target.generate(**given, **{CACHE: kept}, assistant_model=draft, **options)
-        expected = target.generate(**third, assistant_model=draft, **options)
         assert new_tokens(output, given) == new_tokens(expected, third)
         assert not is_same or first_trees(output) == first_trees(expected)
     assert not inference_tensors(vars(getattr(cache, NAME).kept[draft][0].rows))
@@ -376,7 +376,13 @@ def demo():
     return target, draft, AutoTokenizer.from_pretrained(ROOT / "hub_cards/demo-llama-10m")
 
 
-@pytest.mark.parametrize("follow_up", ["", "Say it again, please."], ids=["go on", "question"])
+@pytest.mark.parametrize(
+    "follow_up",
+    [
+        pytest.param("", id="go on"),
+        pytest.param("Say it again, please.", id="question", marks=pytest.mark.sweep),
+    ],
+)
 def test_second_turns_draft_as_much_as_calls_that_read_everything_anew(demo, follow_up):
     """Three prompts of the demo; each answer is cut, and goes on in the next call or is asked about."""
     target, draft, tokenizer = demo

@@ -73,6 +73,10 @@ class _AttachedCall:
         self.previous = previous
         self.is_method = is_method
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.previous)  # for callers that look at what `generate` takes
+
 
 class AttachedGenerate(_AttachedCall):
     """`generate` with the head."""
