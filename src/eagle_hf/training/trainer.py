@@ -89,7 +89,7 @@ class EagleTrainer(PublishingTrainer):
         self._staging: Path | None = None
         self._figures = Figures()
         self.model_accepts_loss_kwargs = True  # the loss is divided by the trained rows of all batches of a step
-        self.progress = Progress()
+        self.progress = self._resumed = Progress()
         self.identity: dict[str, Any] = {}  # what else identifies the run
         self.facts_of_run: dict[str, Any] = {}  # what else its checkpoints record
         self._counter: ProgressCounter | None = None
@@ -301,6 +301,7 @@ class EagleTrainer(PublishingTrainer):
             if self._is_finished(checkpoint):
                 return self._finished(checkpoint)
         self.model.main_input_name = "input_ids"  # what batches hold, for `include_num_input_tokens_seen`
+        self._resumed = self.progress
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
@@ -420,4 +421,4 @@ class _CountFromHere(TrainerCallback):
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         if (trainer := self._trainer()) is not None:
-            trainer._counter = ProgressCounter(trainer.progress)
+            trainer._counter = ProgressCounter(trainer._resumed)
