@@ -11,7 +11,7 @@ class Layer(nn.Module):
     def __init__(self, bias):
         super().__init__()
         self.a, self.b = nn.Linear(4, 3, bias=bias), nn.Linear(4, 5, bias=bias)
-        self.both = PackedLinear(self, "a", "b")
+        self.both = PackedLinear("a", "b")
 
     def separately(self, inputs):
         return torch.cat([self.a(inputs), self.b(inputs)], dim=-1)
@@ -30,9 +30,9 @@ def inputs():
 
 @torch.no_grad()
 def check(layer, inputs):
-    layer.both.pack()
-    torch.testing.assert_close(layer.both(inputs, packed=True), layer.separately(inputs))
-    torch.testing.assert_close(layer.both(inputs), layer.separately(inputs))
+    layer.both.pack(layer)
+    torch.testing.assert_close(layer.both(layer, inputs, packed=True), layer.separately(inputs))
+    torch.testing.assert_close(layer.both(layer, inputs), layer.separately(inputs))
 
 
 def test_is_the_layers_one_by_one(layer, inputs):
@@ -43,7 +43,7 @@ def test_is_the_layers_one_by_one(layer, inputs):
 def test_follows_training_casting_and_loading(layer, inputs):
     check(layer, inputs)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
-    layer.both(inputs).square().mean().backward()
+    layer.both(layer, inputs).square().mean().backward()
     optimizer.step()
     check(layer, inputs)
     check(layer.double(), inputs.double())
@@ -55,14 +55,14 @@ def test_follows_training_casting_and_loading(layer, inputs):
 
 
 def test_gradients_flow_to_every_layer(layer, inputs):
-    layer.both.pack()
-    layer.both(inputs).sum().backward()
+    layer.both.pack(layer)
+    layer.both(layer, inputs).sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
 def test_packing_costs_no_memory_and_keeps_the_parameters(layer, inputs):
     names = set(layer.state_dict())
-    layer.both.pack()
+    layer.both.pack(layer)
     assert set(layer.state_dict()) == names
     assert layer.a.weight.untyped_storage().data_ptr() == layer.b.weight.untyped_storage().data_ptr()
     assert layer.a.weight.untyped_storage().nbytes() == 4 * 8 * 4
@@ -70,8 +70,8 @@ def test_packing_costs_no_memory_and_keeps_the_parameters(layer, inputs):
 
 def test_packing_in_inference_mode_leaves_trainable_parameters(layer, inputs):
     with torch.inference_mode():
-        layer.both.pack()
-        layer.both(inputs, packed=True)
+        layer.both.pack(layer)
+        layer.both(layer, inputs, packed=True)
     layer.separately(inputs).sum().backward()
     assert layer.a.weight.grad is not None
 

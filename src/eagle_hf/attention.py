@@ -81,7 +81,7 @@ class EagleAttention(Attention):
             self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
             self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.has_qk_norm = config.qk_norm
-        self.qkv = PackedLinear(self, "q_proj", "k_proj", "v_proj")
+        self.qkv = PackedLinear("q_proj", "k_proj", "v_proj")
 
     def project(
         self, inputs: torch.Tensor, rotary: Rotary, packed: bool = False
@@ -93,7 +93,7 @@ class EagleAttention(Attention):
             Three tensors of shape `(batch_size, heads, seq_len, head_dim)`, keys and values with `num_key_value_heads`.
         """
         # `unflatten`, which says the same, ends the graph within `FewRowProducts`.
-        qkv = self.qkv(inputs, packed).view(*inputs.shape[:-1], -1, self.head_dim).transpose(1, 2)  # all heads
+        qkv = self.qkv(self, inputs, packed).view(*inputs.shape[:-1], -1, self.head_dim).transpose(1, 2)  # all heads
         num_rotated = self.num_heads + self.num_key_value_heads
         qk, value = qkv[:, :num_rotated], qkv[:, num_rotated:]
         if self.has_qk_norm:
@@ -107,12 +107,12 @@ class EagleAttention(Attention):
 
     def pack(self) -> None:
         """Let `project(..., packed=True)` compute queries, keys and values at once."""
-        self.qkv.pack()
+        self.qkv.pack(self)
 
     @property
     def is_packed(self) -> bool:
         """Whether `project(..., packed=True)` may be called."""
-        return self.qkv.is_packed
+        return self.qkv.is_packed(self)
 
 
 def attend(

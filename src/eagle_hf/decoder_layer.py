@@ -20,12 +20,17 @@ class EagleMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
-        self.gate_up = PackedLinear(self, "gate_proj", "up_proj")
+        self.gate_up = PackedLinear("gate_proj", "up_proj")
 
     def forward(self, hidden_states: torch.Tensor, packed: bool = False) -> torch.Tensor:
         """Hidden states in and out, of shape `(..., hidden_size)`."""
-        gate, up = self.gate_up(hidden_states, packed).chunk(2, dim=-1)
+        gate, up = self.gate_up(self, hidden_states, packed).chunk(2, dim=-1)
         return self.down_proj(self.act_fn(gate) * up)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether `forward(..., packed=True)` may be called."""
+        return self.gate_up.is_packed(self)
 
 
 class EagleDecoderLayer(nn.Module):

@@ -134,7 +134,6 @@ class EagleDraftModel(PreTrainedModel):
         self.has_explicit_device = self.has_explicit_dtype = False
         self._training_record: str | None = None  # as it was read: a later version can read what this one cannot
         self.post_init()
-        self.pack_projections()
 
     @classmethod
     def from_pretrained(
@@ -205,15 +204,8 @@ class EagleDraftModel(PreTrainedModel):
         model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
         model.generation_config = generation_config or checkpoint.generation_config or model.generation_config
         model.has_explicit_dtype, model.has_explicit_device = dtype is not None, device_map is not None
-        model.pack_projections()
         model._training_record = checkpoint.training_record
         return model
-
-    def _apply(self, *args: Any, **kwargs: Any) -> "EagleDraftModel":
-        """What `to`, `cuda`, `half` and the like rest on: weights that have moved are packed again."""
-        super()._apply(*args, **kwargs)
-        self.pack_projections()
-        return self
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save configuration, weights (safetensors), `generation_config` and `training.json`. As in `transformers`."""
@@ -429,18 +421,18 @@ class EagleDraftModel(PreTrainedModel):
     def pack_projections(self) -> None:
         """
         Lays projections of the same input side by side in memory, so that `step(..., packed=True)` computes them at
-        once. Loading and moving a head do it. Where something else has given weights memory of their own
-        (`load_state_dict(assign=True)`, FSDP), drafting computes them one by one, until this is called.
+        once. For heads that only draft: what saves weights by the memory they share, as `accelerate` does, takes them
+        for one weight.
         """
         for layer in cast(list[EagleDecoderLayer], self.layers):
             layer.self_attn.pack()
-            layer.mlp.gate_up.pack()
+            layer.mlp.gate_up.pack(layer.mlp)
 
     @property
     def has_packed_projections(self) -> bool:
         """Whether `step(..., packed=True)` may be called: the projections are packed, see `pack_projections`."""
         layers = cast(list[EagleDecoderLayer], self.layers)
-        return all(layer.self_attn.is_packed and layer.mlp.gate_up.is_packed for layer in layers)
+        return all(layer.self_attn.is_packed and layer.mlp.is_packed for layer in layers)
 
     def compute_logits(
         self, last_hidden_state: torch.Tensor, lm_head: Callable[[torch.Tensor], torch.Tensor] | None = None

@@ -51,7 +51,7 @@ class MultiHeadLatentAttention(Attention):
         self.kv_b_proj = nn.Linear(self.kv_rank, self.num_heads * (self.nope_dim + self.v_dim), bias=False)
         self.o_proj = nn.Linear(self.num_heads * self.v_dim, config.hidden_size, bias=config.o_bias)
         self.has_query_latent = config.q_lora_rank is not None
-        self.down = PackedLinear(self, "q_a_proj" if self.has_query_latent else "q_proj", "kv_a_proj_with_mqa")
+        self.down = PackedLinear("q_a_proj" if self.has_query_latent else "q_proj", "kv_a_proj_with_mqa")
         self.scaling = (self.nope_dim + self.rope_dim) ** -0.5 * _length_scaling(config.rope_parameters or {}) ** 2
 
     def project(
@@ -64,7 +64,7 @@ class MultiHeadLatentAttention(Attention):
             Three tensors of shape `(batch_size, num_heads, seq_len, dim)`; `dim` is `v_head_dim` for values, and
             `qk_nope_head_dim + qk_rope_head_dim` for queries and keys.
         """
-        down = self.down(inputs, packed)
+        down = self.down(self, inputs, packed)
         query, latent, shared_key = down.split([self.query_rank, self.kv_rank, self.rope_dim], dim=-1)
         if self.has_query_latent:
             query = self.q_b_proj(self.q_a_layernorm(query))
@@ -86,12 +86,12 @@ class MultiHeadLatentAttention(Attention):
 
     def pack(self) -> None:
         """Let `project(..., packed=True)` compute both projections of its input at once."""
-        self.down.pack()
+        self.down.pack(self)
 
     @property
     def is_packed(self) -> bool:
         """Whether `project(..., packed=True)` may be called."""
-        return self.down.is_packed
+        return self.down.is_packed(self)
 
 
 def _length_scaling(rope_parameters: dict) -> float:

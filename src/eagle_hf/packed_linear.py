@@ -1,7 +1,5 @@
 """Linear layers that read the same input, in one matrix product."""
 
-import copy
-
 import torch
 from torch import nn
 
@@ -16,32 +14,29 @@ class PackedLinear:
     layers other memory does; then `is_packed` is `False`, until `pack` puts them together again.
 
     Args:
-        owner (`torch.nn.Module`): The module that holds the layers.
-        names (`str`): Attributes of `owner`, layers with the same input size, all with a bias or all without.
+        names (`str`): Attributes of a module, layers with the same input size, all with a bias or all without.
     """
 
-    def __init__(self, owner: nn.Module, *names: str):
-        self.owner = owner
+    def __init__(self, *names: str):
         self.names = names
         self._weight: torch.Tensor | None = None
         self._bias: torch.Tensor | None = None
 
     def __deepcopy__(self, memo: dict) -> "PackedLinear":
-        return PackedLinear(copy.deepcopy(self.owner, memo), *self.names)  # its layers have memory of their own
+        return PackedLinear(*self.names)  # the layers of a copy have memory of their own
 
-    def __call__(self, inputs: torch.Tensor, packed: bool = False) -> torch.Tensor:
+    def __call__(self, owner: nn.Module, inputs: torch.Tensor, packed: bool = False) -> torch.Tensor:
         """
-        All outputs, concatenated, of shape `(..., sum of output sizes)`. With `packed`, which is for layers that are
-        packed, from one product without gradients.
+        All outputs of the layers of `owner`, concatenated, of shape `(..., sum of output sizes)`. With `packed`, which
+        is for layers that are packed, from one product without gradients.
         """
         if packed and self._weight is not None:
             return linear(inputs, self._weight, self._bias)
-        return torch.cat([getattr(self.owner, name)(inputs) for name in self.names], dim=-1)
+        return torch.cat([getattr(owner, name)(inputs) for name in self.names], dim=-1)
 
-    @property
-    def is_packed(self) -> bool:
+    def is_packed(self, owner: nn.Module) -> bool:
         """Whether `packed=True` may be passed: the layers are packed, or were never plain linear layers."""
-        linears = self._linears()
+        linears = self._linears(owner)
         if not linears:
             return self._weight is None
         joined = [(self._weight, [linear.weight for linear in linears])]
@@ -50,19 +45,19 @@ class PackedLinear:
         return all(_are_views(whole, parts) for whole, parts in joined)
 
     @torch.inference_mode(False)  # inference tensors could never be trained again
-    def pack(self) -> None:
+    def pack(self, owner: nn.Module) -> None:
         """Join the weights, unless they are joined. Layers that are no plain linear layers any more stay apart."""
-        linears = self._linears()
+        linears = self._linears(owner)
         if not linears:
             self._weight = None
-        elif not self.is_packed:
+        elif not self.is_packed(owner):
             with torch.no_grad():
                 self._weight = self._join([linear.weight for linear in linears])
                 self._bias = None if linears[0].bias is None else self._join([linear.bias for linear in linears])
 
-    def _linears(self) -> list[nn.Linear]:
+    def _linears(self, owner: nn.Module) -> list[nn.Linear]:
         """The layers, if their weights can be joined."""
-        linears = [getattr(self.owner, name) for name in self.names]
+        linears = [getattr(owner, name) for name in self.names]
         is_plain = all(
             type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and not linear.weight.is_meta
             for linear in linears

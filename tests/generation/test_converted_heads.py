@@ -10,6 +10,7 @@ import torch
 from architectures import tiny_target
 from conftest import use_options
 from doubles import random_draft
+from safetensors.torch import save_model
 from torch import nn
 
 import eagle_hf
@@ -154,11 +155,12 @@ def test_heads_that_agree_have_no_copy(draft):
 def test_copies_go_with_the_head(target):
     draft = make_draft()
     generate(target, draft)
-    head = weakref.ref(align_draft(target, draft))
+    copied = align_draft(target, draft)
+    parts = [weakref.ref(part) for part in (*copied.modules(), *copied.parameters())]
     gc.disable()
     try:
-        del draft
-        assert head() is None
+        del draft, copied
+        assert [part() for part in parts if part() is not None] == []
     finally:
         gc.enable()
 
@@ -220,3 +222,13 @@ def test_several_threads_with_targets_of_several_dtypes(draft):
         assert dtype == torch.bfloat16 or result == [text] * 3
     assert likeness(draft) == before
     assert len(_COPIES[draft]) == 2
+
+
+def test_the_head_can_be_saved_in_every_way_afterwards(draft, tmp_path):
+    """Ways that look at which memory weights share: weights of a head share none."""
+    for target in (tiny_target("llama"), tiny_target("llama").to(torch.bfloat16)):
+        generate(target, draft)
+        save_model(draft, str(tmp_path / "head.safetensors"))
+        assert len({parameter.untyped_storage().data_ptr() for parameter in draft.parameters()}) == len(
+            list(draft.parameters())
+        )
