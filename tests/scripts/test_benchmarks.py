@@ -93,3 +93,13 @@ def test_loading_compares_with_safetensors(tmp_path):
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["cached"]["eagle"]["seconds"] > 0
     assert result["cached"]["eagle"]["memory_in_file_sizes"] >= 0
+
+
+def test_quantised_targets_are_compared_and_what_is_not_installed_is_named(tmp_path):
+    kinds = ["none, float32", "quanto int8"]
+    run("quantized_targets", "--num-prompts", 1, "--only", *kinds, "--output", tmp_path / "r.json")
+    result = json.loads((tmp_path / "r.json").read_text())
+    plain, quanto = result["rows"]
+    assert plain["gaps"]["with the draft"] == []
+    assert plain["texts"] == 1
+    assert ("gaps" in quanto) != ("not_run" in quanto)
