@@ -25,7 +25,7 @@ def outputs(draft, target, features, tokens, mask=None, **kwargs):
 @pytest.mark.parametrize("layers", [None, [1]])
 def test_rows_see_no_further_than_the_window(layers):
     """Against explicit masks, layer by layer where only some have a window."""
-    target = tiny_llama()
+    target = tiny_llama().float()
     windowed = random_draft(target, num_hidden_layers=2, sliding_window=4, sliding_window_layers=layers)
     plain = random_draft(target, num_hidden_layers=2)
     features, tokens = inputs(windowed)
@@ -45,7 +45,7 @@ def test_rows_see_no_further_than_the_window(layers):
 
 
 def test_a_cache_changes_nothing():
-    target = tiny_llama()
+    target = tiny_llama().float()
     draft = random_draft(target, sliding_window=4)
     features, tokens = inputs(draft)
     whole = outputs(draft, target, features, tokens).last_hidden_state
@@ -57,7 +57,7 @@ def test_a_cache_changes_nothing():
 @pytest.mark.parametrize("counts", [[3], [3, 1]])
 def test_drafting_keeps_to_the_window(counts):
     """The state that trees grow from, after a prompt and accepted tokens, is that of one forward over everything."""
-    target = tiny_llama()
+    target = tiny_llama().float()
     draft = random_draft(target, sliding_window=4)
     features, tokens = inputs(draft, batch=len(counts))
     drafter = Drafter(draft, DraftOptions(draft_depth=2), target.get_input_embeddings(), target.get_output_embeddings())
@@ -99,7 +99,7 @@ TREES = {
 @pytest.mark.parametrize("compiled", [False, True], ids=["", "compiled"])  # not yet: these heads run as they are
 def test_guesses_see_what_they_would_see_in_a_plain_forward(tree, window, counts, compiled):
     """Every path of every tree: a guess sees one true row less for every level, and no more of its own path either."""
-    target = tiny_llama()
+    target = tiny_llama().float()
     draft = random_draft(target, sliding_window=window, num_hidden_layers=2)
     features, tokens = inputs(draft, batch=len(counts))
     drafter = Drafter(
@@ -124,7 +124,7 @@ def test_guesses_see_what_they_would_see_in_a_plain_forward(tree, window, counts
 
 @torch.no_grad()
 def test_placeholders_of_parallel_chains_see_what_they_would_see_in_a_plain_forward():
-    target = tiny_llama()
+    target = tiny_llama().float()
     draft = random_draft(target, sliding_window=4, parallel_drafting=True, mask_token_id=5)
     features, tokens = inputs(draft)
     drafter = Drafter(draft, DraftOptions(draft_tree="chain", draft_depth=5), target.get_input_embeddings(), None)
@@ -153,7 +153,7 @@ def guesses_by_hand(draft, target, features, tokens, path):
     """Scores of the token behind each guess on a path: one forward over everything for each, with no cache or mask."""
     hidden, scores = draft.project_features(features), []
     for token in [*path, None]:
-        output = draft(hidden, target.get_input_embeddings()(tokens))
+        output = draft(hidden, target.get_input_embeddings()(tokens).to(hidden.dtype))
         scores.append(output.logits[0, -1].log_softmax(-1))
         if token is not None:
             hidden = torch.cat([hidden, output.last_hidden_state[:, -1:]], dim=1)
@@ -165,7 +165,7 @@ def guesses_by_hand(draft, target, features, tokens, path):
 @pytest.mark.parametrize("window", [3, 5, 8])
 def test_guesses_lose_what_they_stand_behind(tree, window):
     """Every path of a tree, also one longer than the window, is scored as in training: row by row within the window."""
-    target = tiny_llama()
+    target = tiny_llama().float()
     draft = random_draft(target, sliding_window=window, num_hidden_layers=2)
     features, tokens = inputs(draft)
     options = DraftOptions(draft_tree=tree, draft_depth=6, draft_width=3, num_assistant_tokens=16)

@@ -35,7 +35,7 @@ CASES = [
 
 
 def head(fields, ids):
-    draft = random_draft(tiny_llama(), feature_layer_ids=ids, **fields)
+    draft = random_draft(tiny_llama().float(), feature_layer_ids=ids, **fields)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in draft.named_parameters():
         if "norm" in name or name == "mask_hidden":  # ones and zeros would hide what is mixed up

@@ -119,7 +119,7 @@ class TestExport:
 
     @pytest.mark.parametrize("qkv_bias", [False, True])
     def test_eagle1_heads_get_the_bias_that_sglang_always_has(self, tmp_path, qkv_bias):
-        draft = random_draft(tiny_llama(), eagle_version=1, qkv_bias=qkv_bias)
+        draft = random_draft(tiny_llama().float(), eagle_version=1, qkv_bias=qkv_bias)
         folder = export_checkpoint(draft, tmp_path, "sglang")
         config, weights = read_head(folder)
         assert config["architectures"] == ["Qwen2ForCausalLMEagle" if qkv_bias else "LlamaForCausalLMEagle"]

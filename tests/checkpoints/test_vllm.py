@@ -13,7 +13,7 @@ from eagle_hf import EagleDraftModel, export_checkpoint
     [{}, {"own_embed_tokens": True}, {"qkv_bias": True}, {"mlp_bias": True}, {"num_hidden_layers": 2}],
 )
 def test_eagle1_heads_are_written_flat_and_come_back(tmp_path, fields):
-    draft = random_draft(tiny_llama(), eagle_version=1, **fields)
+    draft = random_draft(tiny_llama().float(), eagle_version=1, **fields)
     folder = export_checkpoint(draft, tmp_path, "vllm", target="org/target")
     assert (folder / "model.safetensors").exists()
     config, _ = read_head(folder)
