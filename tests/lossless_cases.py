@@ -286,23 +286,33 @@ def _first_turn(
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Ids and mask of a second turn, and the cache of the first."""
     first = Call(architecture, lengths, seed, kind={"dtype": dtype, "weights": weights})
-    inputs = _prompt(first)
-    output = _target(first).generate(
-        **inputs, max_new_tokens=6, do_sample=False, eos_token_id=None, return_dict_in_generate=True
-    )
+    output = _first_output(first, None)
     question = torch.randint(3, VOCAB_SIZE, (len(lengths), 3), generator=torch.Generator().manual_seed(seed + 1))
     ids = torch.cat([output.sequences, question], dim=1)
-    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 9), value=1)
+    mask = torch.nn.functional.pad(_prompt(first)["attention_mask"], (0, 9), value=1)
     return ids, mask, cache_of(output)
 
 
-def _inputs(call: Call) -> dict[str, Any]:
-    if call.of("cache") == "kept":
-        first = (call.architecture, call.of("dtype"), call.of("weights"), call.lengths, call.seed)
-        ids, mask, cache = _first_turn(*first)
-        cache = copy.deepcopy(cache)
-        ids = ids if call.seed % 2 else ids[:, -4:]  # the newest token of the first turn is in no cache yet
-        return {"input_ids": ids, "attention_mask": mask, CACHE: cache}
+def _first_output(call: Call, head: EagleDraftModel | None) -> Any:
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
+    return _target(call).generate(**_prompt(call), **options, assistant_model=head)
+
+
+def _second_turn(call: Call, head: EagleDraftModel | None) -> dict[str, Any]:
+    """Inputs of a call that goes on with the cache of an earlier one, which the same head may have drafted."""
+    ids, mask, cache = _first_turn(call.architecture, call.of("dtype"), call.of("weights"), call.lengths, call.seed)
+    cache = copy.deepcopy(cache)
+    if head is not None and call.of("cache") == "kept, drafted":
+        drafted = _first_output(call, head)
+        if torch.equal(drafted.sequences, ids[:, :-3]):  # in half precision it may be another one
+            cache = cache_of(drafted)
+    ids = ids if call.seed % 2 else ids[:, -4:]  # the newest token of the first turn is in no cache yet
+    return {"input_ids": ids, "attention_mask": mask, CACHE: cache}
+
+
+def _inputs(call: Call, head: EagleDraftModel | None = None) -> dict[str, Any]:
+    if call.of("cache").startswith("kept"):
+        return _second_turn(call, head)
     target, inputs = _target(call), dict(_prompt(call))
     config = target.config.get_text_config(decoder=True)
     if call.of("prompt") == "embeddings":
@@ -322,7 +332,11 @@ def _inputs(call: Call) -> dict[str, Any]:
 
 
 def _generate(
-    call: Call, draft: Any, draft_options: dict[str, Any] | None = None, **more: Any
+    call: Call,
+    draft: Any,
+    draft_options: dict[str, Any] | None = None,
+    inputs: dict[str, Any] | None = None,
+    **more: Any,
 ) -> tuple[Any, torch.Tensor, list[Any]]:
     """The output, where it left the global generator, and what was streamed."""
     streamed = Recorder()
@@ -347,7 +361,7 @@ def _generate(
         kwargs["generation_config"] = GenerationConfig(**(draft_options or {}), pad_token_id=0)
     elif call.of("options") == "keywords":
         kwargs |= draft_options or {}
-    kwargs |= _inputs(call) | {"eos_token_id": list(call.eos) or None}
+    kwargs |= (inputs or _inputs(call)) | {"eos_token_id": list(call.eos) or None}
     target = _target(call)
     torch.manual_seed(call.seed)
     if draft is None or call.of("head") == "passed":
@@ -372,7 +386,7 @@ def _with_tree(call: Call, tree: Tree, truth: list[list[int]], **more: Any) -> t
     if call.of("options") == "of the head":
         head.generation_config = DraftOptions(**options).to_generation_config()
     if tree.drafts != "scripted":
-        return _generate(call, head, options, **more)
+        return _generate(call, head, options, _inputs(call, head), **more)
 
     def make_drafter(draft: Any, chosen: DraftOptions, *args: Any) -> ScriptedDrafter:
         is_chain = chosen.draft_tree == "chain" or chosen.draft_width == 1  # as all are for targets that want them
@@ -381,8 +395,9 @@ def _with_tree(call: Call, tree: Tree, truth: list[list[int]], **more: Any) -> t
         drafter.sizing = FixedSizing(threshold=0.0)
         return drafter
 
+    inputs = _inputs(call, head)
     with patch("eagle_hf.generation.proposals.Drafter", make_drafter):
-        return _generate(call, head, options, **more)
+        return _generate(call, head, options, inputs, **more)
 
 
 @dataclass

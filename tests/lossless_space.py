@@ -101,6 +101,7 @@ CALLS: dict[str, dict[str, float]] = {
     "weights": {"in place": 9, "offloaded": 1},
     "cache": {
         "default": 8, "dynamic, passed": 2, "static": 4, "static, passed": 3, "kept": 3,
+        "kept, drafted": 1.5,
         **({"fp8": 3} if FP8_LAYERS else {}), "none": 0.5,
     },
     "prompt": {"ids": 6, "without mask": 2, "embeddings": 2, "in chunks": 2},
@@ -130,8 +131,12 @@ _EXCLUDED = {
     frozenset(pair)
     for pair in (
         (("prompt", "without mask"), ("rows", "padded")),
-        *((("cache", "kept"), ("prompt", value)) for value in ("embeddings", "in chunks", "without mask")),
-        (("cache", "kept"), ("choice", "several sequences")),
+        *(
+            (("cache", cache), ("prompt", value))
+            for cache in ("kept", "kept, drafted")
+            for value in ("embeddings", "in chunks", "without mask")
+        ),
+        *((("cache", cache), ("choice", "several sequences")) for cache in ("kept", "kept, drafted")),
         (("cache", "none"), ("prompt", "in chunks")),
     )
 }
@@ -149,6 +154,8 @@ def make_target(name: str, dtype: str = "float32", is_offloaded: bool = False) -
         with torch.random.fork_rng():
             torch.manual_seed(0)
             target = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).eval()
+            with torch.no_grad():
+                target(torch.arange(3, 12)[None])  # BigBird draws numbers in its first forward
         target.generation_config.pad_token_id = 0
     if is_offloaded:
         accelerate.cpu_offload(target, execution_device=torch.device("cpu"))

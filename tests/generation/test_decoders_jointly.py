@@ -20,7 +20,7 @@ NUM_CALLS, NUM_TREES = 3, 2
 SAMPLE = ["bamba", "gemma3_text"]
 TABLE = page.table(page.PAGE.read_text())
 # Reasons that depend on the call; what a decoder is refused for in every call stands in the table.
-REFUSALS = "use_cache=False|[Ss]tatic cache|static layer|keeps several streams|cache_implementation="
+REFUSALS = "use_cache=False|layers of type Static|[Ss]tatic cache|static layer|several streams|cache_implementation="
 
 
 @pytest.mark.parametrize(
