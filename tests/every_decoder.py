@@ -16,7 +16,7 @@ _LARGEST = 3_000_000  # parameters; what is larger has a size that nobody shrank
 
 # Small values by field name: each is set where a configuration has such a field.
 _SMALL: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": NUM_LAYERS,
+    "vocab_size": VOCAB_SIZE, "unpadded_vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": NUM_LAYERS,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False, "is_decoder": True,
     "use_cache": True,
@@ -61,6 +61,11 @@ _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": NUM_LAYERS - 2, "n_output_layers": 1},
+    "inkling2_loop_text": {
+        "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": NUM_LAYERS - 1,
+        "loop_gate_rank": 8,
+    },
     "cpmant": {"dim_ff": 48, "dim_head": 8},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
@@ -117,7 +122,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llama4_text: no positions in some layers": {"no_rope_layers": [1, 0] * (NUM_LAYERS // 2)},
     "mistral: full attention": {"sliding_window": None},
     "mixtral: windows": {"sliding_window": 8},
-    "opt: projected embeddings, norms behind": {"word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    "opt: norms behind": {"do_layer_norm_before": False},
     "phi3: longrope": {"rope_parameters": _LONG, "original_max_position_embeddings": 20},
     "phi3: full attention": {"sliding_window": None},
     "qwen2: windows": {"use_sliding_window": True, "sliding_window": 8, "layer_types": _MIXED},

@@ -41,7 +41,9 @@ def short(reason: str) -> str:
     """The reason of a refusal without what differs from machine to machine."""
     _, _, detail = reason.partition("cannot verify drafts: ")
     reason = detail.rpartition("; ")[2] or re.split(r", (?:which|so that)|: ", reason)[0]
-    reason = re.sub(r" (?:are off by|\(The size).*", lambda m: " differ" if "off" in m[0] else "", reason)
+    reason = re.sub(
+        r" (?:are off by|\((?:The|The expanded|Expected) size).*", lambda m: " differ" if "off" in m[0] else "", reason
+    )
     return re.sub(r"\. Generate without.*", "", reason).replace("|", " ")
 
 

@@ -67,7 +67,9 @@ def plain_sizes(cache: Cache) -> list[int | None]:
     How many columns each layer of plain `generate`'s cache would have here, which its attentions are wide; `None` for
     layers that grow.
     """
-    return getattr(cache, "plain_sizes", fixed_sizes(cache))
+    sizes = list(getattr(cache, "plain_sizes", fixed_sizes(cache)))
+    # A target may have appended layers to the cache that `generate` made for it (Dory, for layers that run twice).
+    return sizes + [min(filter(None, sizes), default=None)] * (len(cache.layers) - len(sizes))
 
 
 def compiled_call(

@@ -40,7 +40,8 @@ class TreeMasks:
         # One cache layer for every kind of mask; models without `layer_types` take a single mask for all layers.
         self.is_dict = layer_types is not None
         self.layer_of_type: dict[str, int] = {}
-        for index, layer in enumerate(cache.layers):
+        # Layers that run several times may have further caches behind those that are named (Dory).
+        for index, layer in enumerate(cache.layers if layer_types is None else cache.layers[: len(layer_types)]):
             if holds_keys(layer):
                 kind = layer_types[index] if layer_types is not None else "all"
                 self.layer_of_type.setdefault(kind, index)
