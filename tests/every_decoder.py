@@ -16,7 +16,8 @@ _LARGEST = 3_000_000  # parameters; what is larger has a size that nobody shrank
 
 # Small values by field name: each is set where a configuration has such a field.
 _SMALL: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE, "unpadded_vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": NUM_LAYERS,
+    "unpadded_vocab_size": VOCAB_SIZE,
+    "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": NUM_LAYERS,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False, "is_decoder": True,
     "use_cache": True,
