@@ -107,7 +107,7 @@ class FeatureReader:
 
         Args:
             hidden_states (`tuple` of `torch.Tensor`, *optional*): What the last forward returned under this name.
-            seq_len (`int`, *optional*): Tokens that the forward was about, if known.
+            seq_len (`int`, *optional*): Tokens that the forward was about at least, if known.
 
         Raises:
             `RuntimeError`: if layers that are read directly did not run.
@@ -131,7 +131,7 @@ class FeatureReader:
                     f"instead of (batch_size, seq_len, {self._width}): this target keeps several streams there, which "
                     f"no head reads. {advice}"
                 )
-            if seq_len is not None and state.shape[1] != seq_len:
+            if seq_len is not None and state.shape[1] < seq_len:
                 raise ValueError(
                     f"The draft reads the target's hidden state {layer_id}, which has {state.shape[1]} tokens instead "
                     f"of the {seq_len} of the forward: this target does not run all of its layers for all tokens. Use "

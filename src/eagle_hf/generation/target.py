@@ -243,7 +243,7 @@ class Target:
         # A forward may begin with tokens that are read again, whose outputs are no news.
         num_again = 0 if self.replay is None else self.replay.num_pending
         states = self.reader.states(outputs.hidden_states, num_again + tree.num_nodes)
-        self._states = [state[:, num_again:] for state in states]
+        self._states = [state[:, -tree.num_nodes :] for state in states]
         logits = outputs.logits[:, -tree.num_nodes :][:, :num_nodes]
         self._outputs = newest_outputs(outputs, tree.num_nodes) if self.layer_records.is_wanted else None
         if self.has_fixed_shapes:  # CUDA graphs write the outputs of every replay to the same place
