@@ -46,9 +46,9 @@ def measure(new_tokens: int, every: int) -> dict[str, list[float]]:
     probing: list[float] = []
     can_verify_trees = decoding.can_verify_trees
 
-    def timed_probe(model: Any) -> bool:
+    def timed_probe(model: Any, **kwargs: Any) -> bool:
         start = clock()
-        verdict = can_verify_trees(model)
+        verdict = can_verify_trees(model, **kwargs)
         probing.append(clock() - start)
         return verdict
 

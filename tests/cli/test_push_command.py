@@ -188,6 +188,7 @@ import sys
 sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
 from architectures import tiny_target
 from doubles import random_draft
+from tiny_training import make_trainer
 target = tiny_target("llama")
 draft = random_draft(target, base_model_name_or_path="org/target")
 trainer = make_trainer({str(tmp_path / "out")!r}, target, draft, max_steps=2, save_strategy="steps", save_steps=1,
