@@ -15,6 +15,7 @@ lm_head     <── last_hidden_state, where and as the `lm_head` takes it ─�
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any, cast
 
@@ -62,7 +63,11 @@ class LentModule(nn.Module):
             frozen = cast(nn.Module, self.module)
             output = functional_call(frozen, {name: each.detach() for name, each in trainable.items()}, (inputs,))
         else:
-            output = self.module(inputs)
+            # What a hook puts back into a target must not be an inference tensor: it outlives the call.
+            mode = torch.inference_mode(False) if hasattr(self.module, "_hf_hook") else nullcontext()
+            takes_gradients = torch.is_grad_enabled()  # ending inference mode would begin to record them
+            with mode, torch.set_grad_enabled(takes_gradients):
+                output = self.module(inputs)
         return output.to(device=self.device, dtype=self.dtype)
 
     def _trainable(self) -> dict[str, nn.Parameter]:

@@ -82,6 +82,10 @@ def test_the_check_tells_who_mixes_of_all_decoders(model_type):
         frozen(target).compute({"input_ids": torch.arange(3, 12)[None]})
     except IndexError as error:
         pytest.skip(f"returns other hidden states ({error})")  # Reformer, which cannot be drafted for
+    except ValueError as error:
+        if "several streams" not in str(error):
+            raise
+        pytest.skip(f"cannot be trained on ({error})")  # Gemma 3n
     assert (find_problem(frozen(target)) is not None) == documents_differ(target, torch.float32)
 
 
