@@ -46,6 +46,11 @@ def run(state, module, inputs):
     return module(inputs)
 
 
+NEEDS_FILTER = pytest.mark.skipif(
+    not hasattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe"), reason="this PyTorch guards all modules"
+)
+
+
 @pytest.fixture
 def module():
     torch._dynamo.reset()
@@ -105,6 +110,7 @@ def test_a_changed_module_gets_a_graph_of_its_own(module, name):
     assert torch.equal(forward(state_of(module), module, inputs), module(inputs))
 
 
+@NEEDS_FILTER
 @torch.inference_mode()
 def test_without_the_state_a_change_goes_unseen(module):
     """Negative control: it is the state that tells graphs apart, and modules are not guarded besides."""
@@ -146,6 +152,7 @@ def test_a_function_is_compiled_once_per_way_of_compiling(module):
     assert compiled(module, run, CompileConfig(backend="aot_eager", mode="default")) is not first
 
 
+@NEEDS_FILTER
 @pytest.mark.parametrize(
     ("mode", "backend", "options", "expected"),
     [
@@ -165,6 +172,7 @@ def test_modes_become_options_beside_the_filter(module, monkeypatch, mode, backe
     assert given.options == options
 
 
+@NEEDS_FILTER
 def test_without_a_filter_modules_are_guarded(module, monkeypatch):
     """As with a PyTorch that has no such filter."""
     monkeypatch.delattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe")
