@@ -9,6 +9,7 @@ from doubles import random_draft
 
 from eagle_hf.training import MuonAndAdamW
 
+
 NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
 
 
