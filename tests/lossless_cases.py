@@ -597,6 +597,15 @@ def _close(call: Call, expected: torch.Tensor, got: torch.Tensor) -> bool:
     return torch.allclose(got, expected, atol=rounding * max(scale, 1.0), rtol=rounding)
 
 
+def _may_be_routed_elsewhere(call: Call) -> bool:
+    """
+    Whether logits may jump: in half precision, rounding may send a token to other experts, without a draft as well.
+    In float32 the same targets have to agree.
+    """
+    experts = TARGETS.get(call.architecture, ("", "", "experts", ""))[2] == "experts"
+    return experts and call.of("dtype") != "float32"
+
+
 def starts_at_a_near_tie(call: Call, tree: Tree, truth: list[list[int]], prompt_len: int) -> bool:
     """Whether the first difference is one between two tokens that rounding decides, and all logits before agree."""
     more = {"output_scores": True, "output_logits": True}
@@ -608,8 +617,10 @@ def starts_at_a_near_tie(call: Call, tree: Tree, truth: list[list[int]], prompt_
         return False
     row, column = min(different.tolist(), key=lambda place: place[1])
     column -= prompt_len
-    if column < 0 or not _close(call, plain.logits[column][row], ours.logits[column][row]):
+    if column < 0:
         return False
+    if not _close(call, plain.logits[column][row], ours.logits[column][row]):
+        return _may_be_routed_elsewhere(call)
     expected, got = plain.scores[column][row], ours.scores[column][row]
     if not torch.equal(expected.isneginf(), got.isneginf()):
         return True  # a threshold (top-p and its like) between two tokens
