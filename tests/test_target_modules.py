@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import itertools
 from pathlib import Path
 
 import accelerate
@@ -98,8 +99,14 @@ class TestSpreadTargets:
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.mark.parametrize("of_target", DTYPES, ids=str)
-@pytest.mark.parametrize("of_head", DTYPES, ids=str)
+USUAL = [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.float16)]
+PAIRS = [
+    pytest.param(*pair, marks=() if pair in USUAL else pytest.mark.sweep, id="-".join(map(str, pair)))
+    for pair in itertools.product(DTYPES, repeat=2)
+]
+
+
+@pytest.mark.parametrize(("of_target", "of_head"), PAIRS)
 def test_every_pair_of_dtypes(of_target, of_head):
     """A head that was given a dtype of its own keeps it."""
     target = tiny_target("llama").to(of_target)

@@ -132,7 +132,7 @@ def test_a_second_turn_on_a_kept_static_cache(name, hit_rate):
     assert torch.equal(*texts)
 
 
-@pytest.mark.parametrize("name", ["qwen3_next", "falcon_h1"])
+@pytest.mark.parametrize("name", ["qwen3_next", pytest.param("falcon_h1", marks=pytest.mark.sweep)])
 def test_a_cache_that_ends_with_the_text(name):
     """There is no room for drafts behind it: chains shrink where the cache ends."""
     plain, ours = with_static_cache(decoder_of(name), "passed", rows=3, columns=11 + NEW_TOKENS - 1)
@@ -216,7 +216,7 @@ def test_offloaded_static_caches(no_gpu_for_offloading, name, form):
 
 
 @needs_windows
-@pytest.mark.parametrize("form", ["named", "passed"])
+@pytest.mark.parametrize("form", ["named", pytest.param("passed", marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("name", WINDOWED)
 def test_a_text_that_fits_the_window(name, form):
     """Also where the cache is larger than the window, and where its last tree has no room."""
@@ -275,7 +275,7 @@ def test_compiled_steps_within_the_window():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", ["gemma3-mixed", "mistral-sliding"])
+@pytest.mark.parametrize("name", ["gemma3-mixed", pytest.param("mistral-sliding", marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("form", ["named", "passed"])
 def test_a_longer_text_is_refused_with_the_reason_before_anything_is_written(name, form):
     target = windowed(name, 11 + NEW_TOKENS - 2)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,6 +97,7 @@ def test_loading_compares_with_safetensors(tmp_path):
     assert result["cached"]["eagle"]["memory_in_file_sizes"] >= 0
 
 
+@pytest.mark.sweep
 def test_quantised_targets_are_compared_and_what_is_not_installed_is_named(tmp_path):
     kinds = ["none, float32", "quanto int8"]
     run("quantized_targets", "--num-prompts", 1, "--only", *kinds, "--output", tmp_path / "r.json")

@@ -43,7 +43,7 @@ def documents_differ(target, dtype):
     return bool(rows.max() > {torch.float32: 1e-3, torch.bfloat16: 0.15}[dtype])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_the_check_tells_who_mixes(name, dtype):
     target = tiny_target(name, dtype=dtype)
