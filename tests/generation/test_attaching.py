@@ -188,7 +188,9 @@ def test_wrong_options_of_the_draft_are_errors_all_the_same(attached):
 
 
 def test_continuous_batching_says_that_it_drafts_nothing(attached, caplog):
-    small = ContinuousBatchingConfig(num_blocks=4, page_size=16, max_batch_tokens=32)
+    fields = ContinuousBatchingConfig.__dataclass_fields__
+    pages = {"page_size" if "page_size" in fields else "block_size": 16}  # renamed
+    small = ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=32, **pages)
     options = {"continuous_batching_config": small, "warmup": False}
     options["generation_config"] = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=-1, pad_token_id=0)
     outputs = attached.generate_batch([PROMPT[0].tolist()], **copy.deepcopy(options))
