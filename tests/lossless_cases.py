@@ -462,7 +462,7 @@ def run_call(call: Call, trees: list[Tree]) -> list[Outcome]:
         if not torch.equal(plain.sequences, ours.sequences):
             if call.options["do_sample"] and call.of("dtype") != "float32":
                 outcome.sampled_apart = "sequences"
-            elif starts_at_a_near_tie(call, tree, truth, prompt_len):
+            elif starts_at_a_near_tie(call, tree, truth, prompt_len, ours.sequences):
                 outcome.near_tie = "sequences"
             else:
                 outcome.mismatch = "sequences"
@@ -599,32 +599,37 @@ def _close(call: Call, expected: torch.Tensor, got: torch.Tensor) -> bool:
 
 def _may_drift(call: Call) -> bool:
     """
-    Whether logits may lie apart before texts do: in half precision, rounding may send a token to other experts, and a
-    recurrent state carries it on, without a draft as well. In float32 the same targets have to agree.
+    Whether a target's own logits may lie apart by more than rounding in half precision: a token is sent to other
+    experts, or a recurrent state carries rounding on, without a draft as well.
     """
     layers, _, feed_forward, _ = TARGETS.get(call.architecture, ("recurrent", "", "experts", ""))
     return call.of("dtype") != "float32" and (feed_forward == "experts" or layers in ("recurrent", "state only"))
 
 
-def starts_at_a_near_tie(call: Call, tree: Tree, truth: list[list[int]], prompt_len: int) -> bool:
-    """Whether the first difference is one between two tokens that rounding decides, and all logits before agree."""
+def starts_at_a_near_tie(
+    call: Call, tree: Tree, truth: list[list[int]], prompt_len: int, sequences: torch.Tensor
+) -> bool:
+    """
+    Whether the first difference between plain `generate` and `sequences` is one between two tokens that rounding
+    decides, and all logits before agree. A tree that is sized by time may write another text when it is run again, and
+    logits may drift in half precision: then the target's two best tokens alone decide.
+    """
     more = {"output_scores": True, "output_logits": True}
     plain, *_ = _generate(call, None, **more)
     ours, *_ = _with_tree(call, tree, truth, **more)
-    length = min(plain.sequences.shape[1], ours.sequences.shape[1])
-    different = (plain.sequences[:, :length] != ours.sequences[:, :length]).nonzero()
-    if not len(different):  # a tree sized by time is another one now
-        return _may_drift(call)
+    length = min(plain.sequences.shape[1], sequences.shape[1])
+    different = (plain.sequences[:, :length] != sequences[:, :length]).nonzero()
+    if not len(different):
+        return False
     row, column = min(different.tolist(), key=lambda place: place[1])
     column -= prompt_len
     if column < 0:
         return False
-    if _may_drift(call):
-        return True
-    if not _close(call, plain.logits[column][row], ours.logits[column][row]):
+    is_again = torch.equal(ours.sequences, sequences)
+    if is_again and not _may_drift(call) and not _close(call, plain.logits[column][row], ours.logits[column][row]):
         return False
-    expected, got = plain.scores[column][row], ours.scores[column][row]
-    if not torch.equal(expected.isneginf(), got.isneginf()):
+    expected = plain.scores[column][row]
+    if is_again and not torch.equal(expected.isneginf(), ours.scores[column][row].isneginf()):
         return True  # a threshold (top-p and its like) between two tokens
     if call.options["do_sample"]:  # `multinomial` takes the largest ratio to one exponential per token
         torch.manual_seed(call.seed)
