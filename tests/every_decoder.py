@@ -5,9 +5,11 @@ Every decoder-only causal language model of the installed `transformers`, as a t
 
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging
 
 
 VOCAB_SIZE = 96
@@ -222,3 +224,14 @@ def _can_be_set(config: PreTrainedConfig, name: str) -> bool:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def decoder_or_skip(name: str) -> PreTrainedModel:
+    """[`tiny_decoder`], or a skipped test where this version of `transformers` has none."""
+    logging.set_verbosity_error()  # tiny vocabularies do not hold the special tokens of large ones
+    if name not in decoders():
+        pytest.skip("not in this version of transformers")
+    try:
+        return tiny_decoder(name)
+    except NotBuiltError as error:
+        pytest.skip(str(error))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import tiny_target
-from every_decoder import NotBuiltError, model_types, tiny_config, tiny_decoder
+from every_decoder import decoder_or_skip, model_types, tiny_config
 from transformers import AutoConfig, PreTrainedConfig
 
 from eagle_hf.target_config import TargetConfig, position_limit
@@ -108,16 +108,9 @@ def test_tables_of_positions_end(name, limit):
             target(torch.full((1, limit + 1), 5))
 
 
-def decoder(model_type):
-    try:
-        return tiny_decoder(model_type)
-    except NotBuiltError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize("model_type", ["longcat_flash"])
 def test_layers_are_one_less_than_hidden_states(model_type):
-    target = decoder(model_type)
+    target = decoder_or_skip(model_type)
     with torch.no_grad():
         hidden_states = target(torch.arange(3, 12)[None], output_hidden_states=True).hidden_states
     num_layers = TargetConfig(target.config).num_layers
@@ -137,7 +130,7 @@ NO_TABLE = {"mpt", "reformer", "prophetnet"}
 @pytest.mark.sweep
 @pytest.mark.parametrize("model_type", list(model_types()))
 def test_of_every_decoder(model_type):
-    target = decoder(model_type)
+    target = decoder_or_skip(model_type)
     test_layers_are_one_less_than_hidden_states(model_type)
     limit = position_limit(target)
     longest = limit if limit is not None else 300  # more than the 256 of the tiny configurations

@@ -24,6 +24,8 @@ FACTS = TrainingFacts(
     license="mit",
 )
 
+PUSHED = {".gitattributes", "README.md", "config.json", "generation_config.json", "model.safetensors", FILE}
+
 
 @pytest.fixture(scope="module")
 def hub():
@@ -64,14 +66,7 @@ def test_the_record_goes_along_and_every_way_makes_the_same_card(hub, client, fo
     status, printed = push(client, folder, "org/pushed", "--base_model", "org/target", "--yes")
     assert status == 0, printed
     files = hub.files("org/pushed")
-    assert set(files) == {
-        ".gitattributes",
-        "README.md",
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        FILE,
-    }
+    assert set(files) == PUSHED
     card = files["README.md"].decode()
     assert card.split("---", 2)[2].strip() in printed  # shown first
     assert json.loads(files["config.json"])["base_model_name_or_path"] == "org/target"
@@ -198,14 +193,7 @@ with contextlib.redirect_stdout(io.StringIO()):
     trainer.push_to_hub()
 """)
     files = hub.files("org/trained")
-    assert set(files) == {
-        ".gitattributes",
-        "README.md",
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        FILE,
-    }
+    assert set(files) == PUSHED
     assert "| steps made | 2 |" in files["README.md"].decode()
     assert all(str(tmp_path).encode() not in content for content in files.values())
     assert client.run("result = EagleDraftModel.from_pretrained('org/trained').training_facts.steps") == 2

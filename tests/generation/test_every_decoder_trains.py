@@ -6,23 +6,12 @@ text. `make architectures` tries all, the default suite those whose configuratio
 import pytest
 import torch
 from architecture_verdicts import PROMPTS, REFUSED, SEVERAL_STREAMS, verdict
-from every_decoder import NotBuiltError, model_types, tiny_decoder
-from transformers.utils import logging
+from every_decoder import decoder_or_skip, model_types
 
 from eagle_hf.training import EagleTrainer, EagleTrainingArguments, PaddingCollator, new_head
 
 
 OWN_WAYS = ["bloom", "codegen", "cohere2_moe", "gemma4_text", "longcat_flash", "mpt"]
-
-
-def decoder(model_type):
-    logging.set_verbosity_error()
-    if model_type not in model_types():
-        pytest.skip("not in this version of transformers")
-    try:
-        return tiny_decoder(model_type)
-    except NotBuiltError as error:
-        pytest.skip(str(error))
 
 
 def trains_and_drafts(target, tmp_path, eagle_version):
@@ -52,12 +41,12 @@ def trains_and_drafts(target, tmp_path, eagle_version):
 @pytest.mark.parametrize("eagle_version", [1, 3])
 @pytest.mark.parametrize("model_type", OWN_WAYS)
 def test_heads_are_made_trained_and_used(model_type, eagle_version, tmp_path):
-    trains_and_drafts(decoder(model_type), tmp_path, eagle_version)
+    trains_and_drafts(decoder_or_skip(model_type), tmp_path, eagle_version)
 
 
 def test_a_target_of_several_streams_gets_a_head_and_a_reason_why_it_cannot_learn(tmp_path):
     """Gemma 3n: its MLP has a size per layer, and all of its hidden states are several streams."""
-    target = decoder("gemma3n_text")
+    target = decoder_or_skip("gemma3n_text")
     assert new_head(target, eagle_version=1).config.intermediate_size == 48
     with pytest.raises(ValueError, match="keeps several streams there"):
         trains_and_drafts(target, tmp_path, eagle_version=1)
@@ -66,7 +55,7 @@ def test_a_target_of_several_streams_gets_a_head_and_a_reason_why_it_cannot_lear
 @pytest.mark.sweep
 @pytest.mark.parametrize("model_type", list(model_types()))
 def test_heads_are_made_trained_and_used_for_every_decoder(model_type, tmp_path):
-    target = decoder(model_type)
+    target = decoder_or_skip(model_type)
     if verdict(target)[0] == REFUSED:
         pytest.skip("refused")
     trains_and_drafts(target, tmp_path, eagle_version=1 if model_type in SEVERAL_STREAMS else 3)

@@ -13,13 +13,13 @@ joined    A A A A B B B B B       positions go on: what seeing A does to B, to c
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import PreTrainedModel
 
 from ..target_config import TargetConfig
 from .frozen_target import FrozenTarget
 
 
-_CHECKED: WeakKeyDictionary[PreTrainedModel, set[tuple[str, bool]]] = WeakKeyDictionary()
+# By the target of a run: the next run may find other adapters on the same model.
+_CHECKED: WeakKeyDictionary[FrozenTarget, set[tuple[str, bool]]] = WeakKeyDictionary()
 
 # How far two exact computations may lie apart, relative to what is computed.
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 1e-2}
@@ -31,7 +31,7 @@ _MAY_RAISE = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, 
 def check_packing(target: FrozenTarget, num_blocks: int = 2) -> None:
     """
     Checks that the target computes packed documents as it does each of them alone, with forwards of some twenty tokens,
-    once per target and kind of attention.
+    once per run and kind of attention.
 
     Args:
         target ([`FrozenTarget`]): The target.
@@ -42,7 +42,7 @@ def check_packing(target: FrozenTarget, num_blocks: int = 2) -> None:
         `ValueError`: if it does not; says by how much, and what to do.
     """
     implementation = TargetConfig(target.model.config).attention_implementation
-    checked, kind = _CHECKED.setdefault(target.model, set()), (implementation, num_blocks > 1)
+    checked, kind = _CHECKED.setdefault(target, set()), (implementation, num_blocks > 1)
     if kind in checked:
         return
     if (problem := find_problem(target, min(num_blocks, 2))) is not None:
