@@ -18,7 +18,7 @@ from conditions import Timing, clock, conditions
 from speed import ROOT, demo_pair, spread
 from transformers.utils import logging
 
-from eagle_hf.benchmark.profiling import PARTS, Parts
+from eagle_hf.evaluation.profiling import PARTS, Parts
 
 
 def batches(tokenizer: Any, prompts: list[str], size: int) -> list[Any]:

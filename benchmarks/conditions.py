@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from eagle_hf.benchmark.environment import hardware, load_average, versions
+from eagle_hf.evaluation.environment import hardware, load_average, versions
 
 
 class Timing:

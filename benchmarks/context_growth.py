@@ -26,8 +26,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from eagle_hf import DraftOptions
-from eagle_hf.drafting import Drafter
-from eagle_hf.generation.target import Target
+from eagle_hf.drafting.drafter import Drafter
+from eagle_hf.target.target import Target
 
 
 class Clock(BaseStreamer):

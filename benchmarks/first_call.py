@@ -24,7 +24,8 @@ from conditions import clock, conditions
 from speed import demo_pair, encode
 from transformers.utils import logging
 
-from eagle_hf.generation import decoding, probe
+from eagle_hf.generation import decoding
+from eagle_hf.target import probe
 
 
 PROMPTS = Path(__file__).parent / "held_out_prompts.jsonl"

@@ -33,8 +33,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging
 
 from eagle_hf import DraftOptions, DraftTree, EagleDraftModel
-from eagle_hf.benchmark.profiling import OperatorCount
-from eagle_hf.generation.target import Target
+from eagle_hf.evaluation.profiling import OperatorCount
+from eagle_hf.target.target import Target
 from eagle_hf.training import new_head
 
 

@@ -12,10 +12,10 @@ import time
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from eagle_hf.generation.forward import forward_tree
-from eagle_hf.generation.lent_cache import LentCache
-from eagle_hf.generation.masks import TreeMasks
-from eagle_hf.kv_cache import keep_nodes
+from eagle_hf.cache.keeping import keep_nodes
+from eagle_hf.cache.lending import LentCache
+from eagle_hf.target.forward import forward_tree
+from eagle_hf.target.masks import TreeMasks
 from eagle_hf.tree import DraftTree
 
 

@@ -1,7 +1,7 @@
 """Where a step goes: time, operators and reads of its parts, on the pair of the golden vectors: `make profile`.
 
 For any other pair: `eagle-hf bench --target T --draft D --profile`. What the parts are is said in
-`eagle_hf.benchmark.profiling`.
+`eagle_hf.evaluation.profiling`.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from speed import TREES, golden_pair
 from transformers.utils import logging
 
 from eagle_hf import DraftOptions
-from eagle_hf.benchmark.profiling import profile
+from eagle_hf.evaluation.profiling import profile
 
 
 def main() -> None:

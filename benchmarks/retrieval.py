@@ -28,7 +28,7 @@ from conditions import Timing, clock, conditions
 from speed import ROOT, demo_pair, encode
 from transformers.utils import logging
 
-from eagle_hf.generation.probe import can_verify_trees
+from eagle_hf.target.probe import can_verify_trees
 
 
 @contextlib.contextmanager

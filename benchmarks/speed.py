@@ -8,7 +8,7 @@
 (c) The same, sampled at temperature 1 with equal seeds. Both also with a tree of fixed size and nothing looked up.
 
 Everything runs in one process; plain and drafted generations alternate, since clocks drift, and medians over the
-repeats are reported. (b) and (c) are measured by `eagle_hf.benchmark`. The result is printed, and written with
+repeats are reported. (b) and (c) are measured by `eagle_hf.evaluation`. The result is printed, and written with
 `--json`, with versions and hardware.
 """
 
@@ -23,12 +23,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import logging
 
 from eagle_hf import DraftOptions, EagleDraftModel
-from eagle_hf.benchmark import BenchmarkSettings, load_tasks, run_benchmark
-from eagle_hf.benchmark.acceptance import summarize_lengths
-from eagle_hf.benchmark.averages import ALL, spread
-from eagle_hf.benchmark.environment import cpu_name, hardware, versions  # noqa: F401 (other scripts take it from here)
-from eagle_hf.benchmark.methods import EAGLE, PLAIN, compile_config, make_methods
-from eagle_hf.benchmark.timing import timed
+from eagle_hf.evaluation import BenchmarkSettings, load_tasks, run_benchmark
+from eagle_hf.evaluation.acceptance import summarize_lengths
+from eagle_hf.evaluation.averages import ALL, spread
+from eagle_hf.evaluation.environment import cpu_name, hardware, versions  # noqa: F401 (other scripts take it from here)
+from eagle_hf.evaluation.methods import EAGLE, PLAIN, compile_config, make_methods
+from eagle_hf.evaluation.timing import timed
 
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ import torch
 from speed import ROOT, demo_pair
 from transformers.utils import logging
 
-from eagle_hf.benchmark import BenchmarkSettings, load_tasks, make_methods, run_benchmark
+from eagle_hf.evaluation import BenchmarkSettings, load_tasks, make_methods, run_benchmark
 
 
 TREES = ((4, 4, 1), (6, 5, 2), (8, 5, 3), (12, 6, 3), (16, 6, 4), (20, 7, 4), (24, 8, 4), (32, 8, 5), (40, 8, 6))

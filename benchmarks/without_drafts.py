@@ -22,7 +22,7 @@ from conditions import clock, conditions
 from speed import demo_pair, encode
 from transformers.utils import logging
 
-from eagle_hf.tree_sizing import TreeSizing
+from eagle_hf.drafting.auto_size import TreeSizing
 
 
 PROMPTS = (

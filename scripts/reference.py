@@ -17,9 +17,9 @@ PAGE = ROOT / "docs" / "reference.md"
 MODULES = (
     "eagle_hf",
     "eagle_hf.training",
-    "eagle_hf.benchmark",
+    "eagle_hf.evaluation",
     "eagle_hf.visualization",
-    "eagle_hf.features",
+    "eagle_hf.target.features",
     "eagle_hf.verification",
 )
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Example|Examples|Invariant):(.*)$")

@@ -45,7 +45,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import eagle_hf
 from eagle_hf import DraftOptions, EagleDraftModel, attach, detach
-from eagle_hf.tree_sizing import FixedSizing
+from eagle_hf.drafting.auto_size import FixedSizing
 from eagle_hf.versions import CACHE, cache_of
 
 

@@ -6,7 +6,11 @@ Importing this package makes `generate(assistant_model=draft)` understand EAGLE 
 
 from transformers import AutoConfig, AutoModel
 
-from . import versions  # noqa: F401 (first: it says which transformers is needed before anything else fails)
+# First: it says which transformers is needed before anything else fails.
+from .versions import __version__ as __version__
+
+
+# isort: split
 from .checkpoints import export_checkpoint
 from .configuration_eagle import EagleConfig
 from .draft_options import DraftOptions
@@ -14,14 +18,12 @@ from .generation.attaching import attach, detach
 from .generation.memory import forget
 from .generation.output import EagleGenerateOutput
 from .generation.seam import install, uninstall
+from .head.modeling_eagle import EagleDraftModel, EagleDraftOutput
+from .hub.card import Measurements, TaskResult, TrainingFacts, create_model_card
 from .inspection import inspect_head
-from .loading import load_processor, load_target, load_tokenizer
-from .model_card import Measurements, TaskResult, TrainingFacts, create_model_card
-from .modeling_eagle import EagleDraftModel, EagleDraftOutput
+from .loading.targets import load_processor, load_target, load_tokenizer
 from .tree import DraftTree
 
-
-__version__ = "0.1.0.dev0"
 
 __all__ = [
     "DraftOptions",

@@ -1,4 +1,4 @@
-"""What differs between the supported versions of `transformers`. Nothing else here asks for a version."""
+"""Our version, and what differs between the supported versions of `transformers`: nothing else asks for these."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ import transformers
 from packaging.version import Version
 from transformers import cache_utils
 
+
+__version__ = "0.1.0.dev0"
 
 OLDEST, BELOW = "5.17", "5.25"  # the minor versions that the tests were run with, as in `pyproject.toml`
 SUPPORTED = f">={OLDEST},<{BELOW}"

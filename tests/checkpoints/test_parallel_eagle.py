@@ -22,7 +22,7 @@ from layouts import (
 
 from eagle_hf import EagleDraftModel, export_checkpoint
 from eagle_hf.draft_options import DraftOptions
-from eagle_hf.drafting import Drafter
+from eagle_hf.drafting.drafter import Drafter
 
 
 EXTRA = {"mask_hidden": (1, 1, 3 * HIDDEN), "embed_tokens__weight": (VOCAB, HIDDEN)}

@@ -9,8 +9,8 @@ from architectures import tiny_target
 from conftest import use_options
 from doubles import letter_tokenizer, random_draft
 
-from eagle_hf.benchmark.measuring import Measuring
 from eagle_hf.cli.main import main
+from eagle_hf.evaluation.measuring import Measuring
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ from fake_hub import TOKEN, Client, FakeHub
 from huggingface_hub import ModelCard
 
 from eagle_hf import TrainingFacts, create_model_card
-from eagle_hf.card_file import put_tables
 from eagle_hf.cli.main import main
-from eagle_hf.training_facts import FILE
+from eagle_hf.hub.card_file import put_tables
+from eagle_hf.hub.training_facts import FILE
 
 
 FACTS = TrainingFacts(

@@ -10,10 +10,10 @@ from doubles import ScriptedChainDrafter, ScriptedDrafter, random_draft
 from transformers import DynamicCache, PreTrainedModel
 
 from eagle_hf import EagleDraftModel
-from eagle_hf.generation.direct_layers import direct_layers
-from eagle_hf.generation.forward import cache_argument
-from eagle_hf.generation.probe import can_verify_trees
-from eagle_hf.generation.recurrent import has_recurrent_state
+from eagle_hf.target.direct_layers import direct_layers
+from eagle_hf.target.forward import cache_argument
+from eagle_hf.target.probe import can_verify_trees
+from eagle_hf.target.recurrent import has_recurrent_state
 
 
 TREES, CHAINS, RECURRENT, REFUSED = "trees", "chains", "chains, recurrent", "refused"

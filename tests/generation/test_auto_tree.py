@@ -5,7 +5,7 @@ import torch
 from conftest import use_options
 from doubles import random_draft
 from every_decoder import tiny_decoder
-from test_lossless import PROMPT_LENGTHS, left_padded_prompts, target_of
+from promises import PROMPT_LENGTHS, left_padded_prompts, target_of
 
 from eagle_hf import EagleDraftModel
 

@@ -8,14 +8,14 @@ from architecture_verdicts import PROMPTS
 from conftest import use_options
 from doubles import ScriptedDrafter, random_draft, scripted
 from every_decoder import tiny_decoder
-from test_lossless import PROMPT_LENGTHS, left_padded_prompts, target_of, with_and_without_draft
+from promises import PROMPT_LENGTHS, left_padded_prompts, target_of, with_and_without_draft
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, QuantizedLayer
 from transformers.generation.streamers import BaseStreamer
 
-from eagle_hf.generation import target as target_module
+from eagle_hf.cache.keeping import GrowingLayer
 from eagle_hf.generation.pairing import check_cache
-from eagle_hf.kv_cache import GrowingLayer
+from eagle_hf.target import target as target_module
 from eagle_hf.versions import CACHE, FP8_LAYERS, cache_of
 
 

@@ -5,7 +5,7 @@ import torch
 from architectures import tiny_target
 from conftest import use_options
 from doubles import random_draft
-from test_lossless import PROMPT_LENGTHS, left_padded_prompts, target_of, with_and_without_draft
+from promises import PROMPT_LENGTHS, left_padded_prompts, target_of, with_and_without_draft
 from transformers import DynamicCache, LlamaForCausalLM
 
 from eagle_hf.versions import CACHE, cache_of

@@ -9,7 +9,7 @@ from architectures import tiny_target
 from conftest import use_options
 from doubles import letter_tokenizer, random_draft
 from lossless_cases import stop_tokenizer
-from test_lossless import PROMPT_LENGTHS, an_eos_token, left_padded_prompts, target_of, with_and_without_draft
+from promises import PROMPT_LENGTHS, an_eos_token, left_padded_prompts, target_of, with_and_without_draft
 from transformers import (
     AsyncTextIteratorStreamer,
     DynamicCache,

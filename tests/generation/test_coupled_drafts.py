@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import use_options
 from doubles import random_draft
-from test_lossless import PROMPT_LENGTHS, left_padded_prompts, target_of
+from promises import PROMPT_LENGTHS, left_padded_prompts, target_of
 from transformers import AutoModelForCausalLM
 
 from eagle_hf import EagleDraftModel
-from eagle_hf.generation.selection import PathSelector, TokenSelector
+from eagle_hf.generation.choosing import PathSelector, TokenSelector
 
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
@@ -122,7 +122,7 @@ def test_looking_ahead_leaves_the_generator_where_it_was(monkeypatch):
 
 def test_greedy_drafts_have_no_noise(monkeypatch):
     target, inputs = target_of("llama"), left_padded_prompts(PROMPT_LENGTHS)
-    monkeypatch.setattr("eagle_hf.coupling.for_vocabulary", lambda *args: pytest.fail("noise"))
+    monkeypatch.setattr("eagle_hf.drafting.coupling.for_vocabulary", lambda *args: pytest.fail("noise"))
     for penalty in (None, 1.2):
         target.generate(
             **inputs,

@@ -13,7 +13,8 @@ from architectures import VOCAB_SIZE, tiny_target
 from conftest import use_options
 from doubles import random_draft
 
-from eagle_hf.generation import decoding, masks
+from eagle_hf.generation import decoding
+from eagle_hf.target import masks
 
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, Dyn
 
 from eagle_hf import EagleDraftModel
 from eagle_hf.cli.demo import PROMPTS
-from eagle_hf.drafting import Drafter
+from eagle_hf.drafting.drafter import Drafter
 from eagle_hf.generation import kept_rows
-from eagle_hf.generation.forward import cache_argument
+from eagle_hf.target.forward import cache_argument
 from eagle_hf.versions import CACHE, cache_of
 
 

@@ -13,18 +13,12 @@ from architectures import tiny_target
 from lossless_cases import Call, Tree, draw_call, draw_tree, run_call
 from lossless_space import pairs, pairs_of, wanted_pair
 
-from eagle_hf import kv_cache
-from eagle_hf.generation import (
-    decoding,
-    inference_mode,
-    layer_records,
-    noise,
-    pairing,
-    probe,
-    selection,
-    sequences,
-    target,
-)
+from eagle_hf.cache import keeping as kv_cache
+from eagle_hf.generation import choosing as selection
+from eagle_hf.generation import decoding, noise, pairing
+from eagle_hf.generation import records as layer_records
+from eagle_hf.generation import text as sequences
+from eagle_hf.target import inference_mode, probe, target
 from eagle_hf.tree import DraftTree
 
 

@@ -13,9 +13,10 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from transformers.generation.streamers import BaseStreamer
 
 import eagle_hf
-from eagle_hf.drafting import Drafter
-from eagle_hf.generation import converted_heads, probe
-from eagle_hf.tree_sizing import _KNOWN
+from eagle_hf.drafting.auto_size import _KNOWN
+from eagle_hf.drafting.drafter import Drafter
+from eagle_hf.generation import converted_heads
+from eagle_hf.target import probe
 
 
 PROMPTS = torch.tensor([[5, 17, 40, 8, 33, 71], [9, 61, 3, 27, 80, 12]])
@@ -147,7 +148,7 @@ def test_calls_that_fail_leave_nothing_behind(where, no_collector, monkeypatch):
         monkeypatch.setattr(draft, "step", fail)
     elif where == "the target":
         draft.generation_config.draft_tree = "chain"
-        monkeypatch.setattr("eagle_hf.generation.target.forward_tree", fail)
+        monkeypatch.setattr("eagle_hf.target.target.forward_tree", fail)
 
     def call():
         with pytest.raises(ArithmeticError):

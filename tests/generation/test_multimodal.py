@@ -7,10 +7,10 @@ import torch
 from conftest import use_options
 from doubles import random_draft
 from multimodal_targets import FAMILIES, IMAGE, VISION_START, image_prompts, multimodal_target
-from test_lossless import VOCAB_SIZE, with_and_without_draft
+from promises import VOCAB_SIZE, with_and_without_draft
 
-from eagle_hf.drafting import Drafter
-from eagle_hf.generation.probe import can_verify_trees
+from eagle_hf.drafting.drafter import Drafter
+from eagle_hf.target.probe import can_verify_trees
 from eagle_hf.versions import CACHE, cache_of
 
 

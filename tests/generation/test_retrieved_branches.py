@@ -3,6 +3,7 @@
 import pytest
 import torch
 from architectures import VOCAB_SIZE, tiny_target
+from chain_only import CHAIN_ONLY, build
 from conftest import use_options
 from doubles import random_draft
 
@@ -82,8 +83,6 @@ def test_every_kind_of_tree_can_be_extended(kind):
 
 @pytest.mark.parametrize("lengths", [(24,), (24, 24)], ids=["single", "batch"])
 def test_targets_that_verify_chains_only_get_the_retrieved_chain(lengths):
-    from test_probe import CHAIN_ONLY, build
-
     target, inputs = build("bloom", **CHAIN_ONLY["bloom"]), repeating_prompts(lengths)
     options = {"max_new_tokens": 48, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     plain, _ = generate(target, inputs, None, **options)

@@ -12,9 +12,9 @@ from doubles import ScriptedDrafter, random_draft, scripted
 from every_decoder import model_types
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from eagle_hf.features import FeatureReader
-from eagle_hf.kv_cache import holds_keys, layers_with_keys
-from eagle_hf.target_config import TargetConfig
+from eagle_hf.cache.keeping import holds_keys, layers_with_keys
+from eagle_hf.target.config import TargetConfig
+from eagle_hf.target.features import FeatureReader
 from eagle_hf.training import new_head
 from eagle_hf.versions import CACHE, cache_of
 

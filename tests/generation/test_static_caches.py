@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig, Static
 from transformers.cache_utils import CacheLayerMixin
 from transformers.utils import logging
 
-from eagle_hf.generation import target as target_module
-from eagle_hf.generation.recurrent import DeferredReplay
-from eagle_hf.kv_cache import fixed_sizes
+from eagle_hf.cache.keeping import fixed_sizes
+from eagle_hf.target import target as target_module
+from eagle_hf.target.recurrent import DeferredReplay
 from eagle_hf.versions import CACHE, STATIC_WINDOWS_GO_BACK, cache_of
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from architectures import tiny_target
 from doubles import letter_tokenizer
-from test_lossless import PROMPT_LENGTHS, an_eos_token, left_padded_prompts, target_of, with_and_without_draft
+from promises import PROMPT_LENGTHS, an_eos_token, left_padded_prompts, target_of, with_and_without_draft
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from eagle_hf.generation import selection
+from eagle_hf.generation import choosing as selection
 from eagle_hf.versions import CACHE
 
 

@@ -1,22 +1,17 @@
 """`synced_gpus`: ranks that accept different numbers of drafts still run the target's forwards together."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from architectures import tiny_target
 from doubles import random_draft
-from test_lossless import PROMPT_LENGTHS, left_padded_prompts
+from processes import start
+from promises import PROMPT_LENGTHS, left_padded_prompts
 from torch import nn
 
-from eagle_hf.sharded_weights import whole
-
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from test_several_processes import start  # noqa: E402
-
+from eagle_hf.target.sharded_weights import whole
 from eagle_hf.versions import cache_of
 
 

@@ -5,7 +5,6 @@ Targets in every form: with adapters, quantised, offloaded, split over processes
 
 import functools
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,11 @@ import torch
 from architectures import tiny_target
 from conftest import use_options
 from doubles import random_draft
-from test_lossless import PROMPT_LENGTHS, left_padded_prompts, with_and_without_draft
+from processes import start
+from promises import PROMPT_LENGTHS, left_padded_prompts, with_and_without_draft
 from transformers import AutoModelForCausalLM
 
 import eagle_hf
-
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from test_several_processes import start  # noqa: E402
 
 
 INPUTS = left_padded_prompts(PROMPT_LENGTHS)

@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eagle_hf import DraftOptions, EagleDraftModel, Measurements, TaskResult, TrainingFacts, create_model_card
-from eagle_hf.model_card import LIBRARY_NAME, eval_results
-from eagle_hf.publishing import write_custom_generate
+from eagle_hf.hub.card import LIBRARY_NAME, eval_results
+from eagle_hf.hub.publishing import write_custom_generate
 
 
 CARDS = Path(__file__).parents[2] / "hub_cards"

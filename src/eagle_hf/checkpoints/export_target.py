@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from ..configuration_eagle import EagleConfig
 from ..hub_names import hub_id
-from ..target_config import TargetConfig
+from ..target.config import TargetConfig
 from .files import SAFETENSORS, SAFETENSORS_INDEX, find_file, read_json
 
 

@@ -3,19 +3,16 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from . import llama_cpp, modelopt, safeailab, specforge, speculators, vllm
 from .export_target import find_target, settle_feature_layers
 from .files import PICKLE, SAFETENSORS
 
-
-if TYPE_CHECKING:
-    from ..modeling_eagle import EagleDraftModel
 
 logger = logging.get_logger(__name__)
 
@@ -33,7 +30,7 @@ LAYOUTS = {
 
 
 def export_checkpoint(
-    draft: "EagleDraftModel", directory: str | os.PathLike, layout: str, target: str | None = None
+    draft: PreTrainedModel, directory: str | os.PathLike, layout: str, target: str | None = None
 ) -> Path:
     """
     Write a head in the layout of an engine, in the dtype it has. `save_pretrained` writes our own layout.

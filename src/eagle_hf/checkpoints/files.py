@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .. import sources
+from . import sources
 
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -27,7 +27,7 @@ def find_file(repo: str | os.PathLike, name: str, **hub_kwargs: Any) -> Path | N
     Path of a file of a repository or folder, downloaded if needed; `None` if there is none of this name.
 
     Raises:
-        [`~eagle_hf.sources.NotReached`]: if it is not in the cache and the Hub is away.
+        [`~eagle_hf.checkpoints.sources.NotReached`]: if it is not in the cache and the Hub is away.
         `OSError`: if `repo` can only be a folder and there is none, or the file is a link that leaves the folder.
     """
     path = sources.find_file(repo, name, **hub_kwargs)

@@ -11,8 +11,7 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from ..configuration_eagle import EagleConfig
-from ..sources import NotReached
-from ..training_facts import FILE as TRAINING_RECORD
+from ..hub.training_facts import FILE as TRAINING_RECORD
 from . import (
     angelslim,
     deepseek,
@@ -28,6 +27,7 @@ from . import (
 from .files import find_file, read_json, read_text, read_weights
 from .head import Head
 from .other_drafters import recognise
+from .sources import NotReached
 from .validation import check_finite, check_size, check_vocabulary
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..benchmark import (
+from ..evaluation import (
     BenchmarkSettings,
     compare,
     load_result,
@@ -32,9 +32,9 @@ from ..benchmark import (
     save_result,
     write_card,
 )
-from ..benchmark.methods import BASELINES, EAGLE, parse_tree
-from ..benchmark.profiling import profile
-from ..loading import load_target
+from ..evaluation.methods import BASELINES, EAGLE, parse_tree
+from ..evaluation.profiling import profile
+from ..loading.targets import load_target
 from . import values
 from .pair import Pair
 from .target_options import add_target_options, target_options

@@ -3,7 +3,7 @@
 import argparse
 
 from ..checkpoints.exporting import LAYOUTS, export_checkpoint
-from ..modeling_eagle import EagleDraftModel
+from ..head.modeling_eagle import EagleDraftModel
 from . import values
 
 

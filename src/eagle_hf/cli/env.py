@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from .. import __version__
+from ..versions import __version__
 
 
 PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "accelerate", "tokenizers")

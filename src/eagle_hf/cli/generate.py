@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from ..loading import check_target, file_options, load_processor, reads_images
+from ..loading.targets import check_target, file_options, load_processor, reads_images
 from . import values
 from .figures import mean_acceptance_length, speed_line
 from .pair import Pair

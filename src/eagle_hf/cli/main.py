@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .. import __version__
+from ..versions import __version__
 from . import app, bench, chat, convert, demo, env, generate, inspect, prepare, push, train
 from .config import with_config
 

@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from ..data.prompts import encode_messages, encode_prompt, encode_with_images
 from ..generation.converted_heads import align_draft
 from ..generation.output import EagleGenerateOutput
-from ..loading import check_target, file_options, load_target, load_tokenizer
-from ..modeling_eagle import EagleDraftModel
-from ..prompts import encode_messages, encode_prompt, encode_with_images
+from ..head.modeling_eagle import EagleDraftModel
+from ..loading.targets import check_target, file_options, load_target, load_tokenizer
 from ..tree import DraftTree
 
 

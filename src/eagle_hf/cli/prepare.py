@@ -10,8 +10,8 @@ import json
 
 import torch
 
-from ..loading import check_target, file_options, load_target, load_tokenizer
-from ..modeling_eagle import EagleDraftModel
+from ..head.modeling_eagle import EagleDraftModel
+from ..loading.targets import check_target, file_options, load_target, load_tokenizer
 from ..training.answers import AnswerSettings, write_answers
 from . import values
 from .target_options import add_target_options, target_options

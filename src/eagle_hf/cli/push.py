@@ -9,11 +9,11 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from ..card_file import card_to_push
+from ..head.modeling_eagle import EagleDraftModel
+from ..hub.card_file import card_to_push
+from ..hub.publishing import name_of_target, push_head
+from ..hub.training_facts import TrainingFacts
 from ..hub_names import is_hub_id
-from ..modeling_eagle import EagleDraftModel
-from ..publishing import name_of_target, push_head
-from ..training_facts import TrainingFacts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

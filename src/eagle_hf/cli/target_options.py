@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..quantization import QUANTIZATIONS
+from ..loading.quantization import QUANTIZATIONS
 from . import values
 
 

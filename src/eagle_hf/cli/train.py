@@ -19,13 +19,14 @@ import torch
 from transformers import HfArgumentParser, PreTrainedModel, set_seed
 from transformers.utils import logging
 
+from ..data.frozen_clock import now
 from ..draft_options import DraftOptions
+from ..head.modeling_eagle import EagleDraftModel
+from ..hub.card import Measurements, TaskResult, create_model_card
+from ..hub.public_command import public_command
 from ..hub_names import hub_id, is_hub_id
-from ..loading import file_options, load_target, load_tokenizer
-from ..model_card import Measurements, TaskResult, create_model_card
-from ..modeling_eagle import EagleDraftModel
-from ..public_command import public_command
-from ..target_config import TargetConfig
+from ..loading.targets import file_options, load_target, load_tokenizer
+from ..target.config import TargetConfig
 from ..training import (
     DataReport,
     EagleTrainer,
@@ -46,7 +47,6 @@ from ..training import (
 )
 from ..training.durable_checkpoints import complete_checkpoints, read_facts
 from ..training.feature_store import recorded_time, stored_bytes
-from ..training.frozen_clock import now
 from ..training.run_identity import identity_of_weights
 from .target_options import OPTIONS as TARGET_OPTIONS
 from .target_options import add_target_options, target_options

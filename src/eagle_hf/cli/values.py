@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..dtypes import parse_dtype
+from ..loading.dtypes import parse_dtype
 
 
 def dtype(text: str) -> str | torch.dtype:

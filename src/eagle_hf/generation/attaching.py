@@ -10,7 +10,7 @@ from transformers.generation import GenerationMixin
 from transformers.utils import logging
 
 from ..draft_options import DraftOptions, is_draft_option, written_options
-from ..modeling_eagle import EagleDraftModel
+from ..head.modeling_eagle import EagleDraftModel
 from .call import CallConfig
 from .pairing import check_call
 

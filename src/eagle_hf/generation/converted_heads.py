@@ -25,9 +25,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..compiling import state_of
-from ..modeling_eagle import EagleDraftModel
-from ..target_modules import input_device
+from ..fast.fingerprint import state_of
+from ..head.modeling_eagle import EagleDraftModel
+from ..target.modules import input_device
 
 
 logger = logging.get_logger(__name__)

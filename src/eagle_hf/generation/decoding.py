@@ -12,22 +12,22 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from ..cache.keeping import capacity
 from ..draft_options import DraftOptions
-from ..features import FeatureReader
-from ..kv_cache import capacity
-from ..modeling_eagle import EagleDraftModel
+from ..fast.compiled_target import columns_of_text, with_room
+from ..head.modeling_eagle import EagleDraftModel
+from ..target.features import FeatureReader
+from ..target.forward import cache_argument
+from ..target.probe import can_verify_trees
+from ..target.target import Target
 from ..tree import DraftTree
 from ..versions import CACHE
+from .choosing import Records, make_selector
 from .converted_heads import align_draft
-from .fixed_shapes import columns_of_text, with_room
-from .forward import cache_argument
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
-from .probe import can_verify_trees
 from .proposals import Proposals
-from .selection import Records, make_selector
-from .sequences import Sequences
-from .target import Target
+from .text import Sequences
 
 
 logger = logging.get_logger(__name__)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 
-from ..head_rows import HeadRows
-from ..modeling_eagle import EagleDraftModel
+from ..drafting.head_rows import HeadRows
+from ..head.modeling_eagle import EagleDraftModel
 
 
 _NAME = "_eagle_hf_rows"

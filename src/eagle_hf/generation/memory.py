@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import nn
 
-from ..tree_sizing import forget_sizings
+from ..drafting.auto_size import forget_sizings
+from ..target.direct_layers import forget_order
+from ..target.probe import forget_verdicts
 from .converted_heads import forget_copies
-from .direct_layers import forget_order
-from .probe import forget_verdicts
 
 
 def forget(model: nn.Module) -> None:

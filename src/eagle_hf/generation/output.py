@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from ..drafting.auto_size import TreeSizing
 from ..tree import DraftTree
-from ..tree_sizing import TreeSizing
 from ..versions import CACHE, cache_of
 
 

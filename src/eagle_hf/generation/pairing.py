@@ -18,11 +18,11 @@ from transformers.cache_utils import (
 )
 from transformers.utils import logging
 
+from ..cache.keeping import GrowingLayer
 from ..draft_options import DraftOptions
-from ..kv_cache import GrowingLayer
-from ..modeling_eagle import EagleDraftModel
-from ..target_config import TargetConfig
-from ..target_modules import embedding_width, has_lm_head, input_device
+from ..head.modeling_eagle import EagleDraftModel
+from ..target.config import TargetConfig
+from ..target.modules import embedding_width, has_lm_head, input_device
 from ..versions import CACHE, FP8_LAYERS, STATELESS_LAYERS, STATIC_WINDOWS_GO_BACK
 from .call import CallConfig
 

@@ -4,20 +4,20 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..coupling import Noise
 from ..draft_options import DraftOptions
-from ..drafting import Drafter
-from ..head_rows import KeepsRows, owned
-from ..modeling_eagle import EagleDraftModel
-from ..retrieval import Retrieval
-from ..step_costs import StepCosts
-from ..target_modules import lent_embedding, lent_lm_head
+from ..drafting.auto_size import TreeSizing, known_sizing, remember
+from ..drafting.costs import StepCosts
+from ..drafting.coupling import Noise
+from ..drafting.drafter import Drafter
+from ..drafting.head_rows import KeepsRows, owned
+from ..drafting.retrieval import Retrieval
+from ..head.modeling_eagle import EagleDraftModel
+from ..target.modules import lent_embedding, lent_lm_head
+from ..target.recurrent import counts_columns
+from ..target.target import PromptFeatures, Target
 from ..tree import DraftTree
-from ..tree_sizing import TreeSizing, known_sizing, remember
 from .kept_rows import UNKNOWN, find_rows, keep_rows
-from .recurrent import counts_columns
-from .sequences import Sequences
-from .target import PromptFeatures, Target
+from .text import Sequences
 
 
 class Proposals:

@@ -25,7 +25,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils import logging
 
 from ..draft_options import is_draft_option, written_options
-from ..modeling_eagle import EagleDraftModel
+from ..head.modeling_eagle import EagleDraftModel
 from ..versions import SUPPORTED
 from .attaching import AttachedDraft, refuse_name
 from .decoding import eagle_decoding, verifies_trees

@@ -20,10 +20,10 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from ..features import FeatureReader, last_decoder_layer
-from ..modeling_eagle import EagleDraftModel
-from ..target_config import TargetConfig
-from ..target_modules import lent_embedding, lent_lm_head
+from ..head.modeling_eagle import EagleDraftModel
+from ..target.config import TargetConfig
+from ..target.features import FeatureReader, last_decoder_layer
+from ..target.modules import lent_embedding, lent_lm_head
 
 
 @dataclass(frozen=True)

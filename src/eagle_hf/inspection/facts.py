@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints import read_checkpoint
-from ..modeling_eagle import EagleDraftModel
+from ..head.modeling_eagle import EagleDraftModel
 
 
 @dataclass(frozen=True)

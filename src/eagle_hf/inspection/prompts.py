@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..prompts import encode_prompt
+from ..data.prompts import encode_prompt
 
 
 PROMPTS = (

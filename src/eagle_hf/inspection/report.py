@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..configuration_eagle import EagleConfig
 from ..generation.converted_heads import align_draft
 from ..generation.pairing import check_pair
-from ..loading import file_options, load_target, load_tokenizer
-from ..modeling_eagle import EagleDraftModel
-from ..target_config import TargetConfig
+from ..head.modeling_eagle import EagleDraftModel
+from ..loading.targets import file_options, load_target, load_tokenizer
+from ..target.config import TargetConfig
 from .acceptance import Answer, accepted_counts, share_by_depth, write_answer
 from .facts import HeadFacts, read_facts
 from .prompts import PROMPTS, encode

@@ -21,12 +21,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..target_config import TargetConfig
-from . import frozen_clock
-from .chat_text import ChatText, NotRenderable
-from .conversations import Row, RowReader, RowReport
-from .data_files import Data
-from .dialogue import Dialogue
+from ..data import frozen_clock
+from ..data.chat_text import ChatText, NotRenderable
+from ..data.conversations import Row, RowReader, RowReport
+from ..data.data_files import Data
+from ..data.dialogue import Dialogue
+from ..target.config import TargetConfig
 from .run_identity import identity_of_weights
 
 

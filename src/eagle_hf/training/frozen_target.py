@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..configuration_eagle import EagleConfig
-from ..features import FeatureReader
-from ..target_config import TargetConfig
-from ..target_modules import input_device, is_placed_by_hooks, lent_embedding, lent_lm_head
+from ..target.config import TargetConfig
+from ..target.features import FeatureReader
+from ..target.modules import input_device, is_placed_by_hooks, lent_embedding, lent_lm_head
 from ..versions import hidden_states_argument
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..modeling_eagle import EagleDraftModel
+from ..head.modeling_eagle import EagleDraftModel
 
 
 class MuonAndAdamW(torch.optim.Optimizer):

@@ -6,10 +6,10 @@ import torch
 from transformers import PreTrainedModel
 
 from ..configuration_eagle import EagleConfig
+from ..head.modeling_eagle import EagleDraftModel
 from ..hub_names import hub_id
-from ..modeling_eagle import EagleDraftModel
-from ..target_config import TargetConfig
-from ..target_modules import embedding_rows, lm_head_rows
+from ..target.config import TargetConfig
+from ..target.modules import embedding_rows, lm_head_rows
 from .vocabulary import cut_vocabulary
 
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..target_config import TargetConfig
+from ..target.config import TargetConfig
 from .frozen_target import FrozenTarget
 
 

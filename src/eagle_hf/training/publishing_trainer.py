@@ -7,11 +7,11 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from ..model_card import create_model_card
-from ..modeling_eagle import EagleDraftModel
-from ..publishing import name_of_target, push_head
-from ..sources import HTTP_ERROR
-from ..training_facts import TrainingFacts
+from ..checkpoints.sources import HTTP_ERROR
+from ..head.modeling_eagle import EagleDraftModel
+from ..hub.card import create_model_card
+from ..hub.publishing import name_of_target, push_head
+from ..hub.training_facts import TrainingFacts
 from .arguments import EagleTrainingArguments
 from .run_facts import facts_of
 

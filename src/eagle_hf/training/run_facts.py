@@ -1,17 +1,14 @@
 """What a run of the trainer has done, in the fields of its record."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import Trainer
 
 from .arguments import EagleTrainingArguments
 
 
-if TYPE_CHECKING:
-    from .trainer import EagleTrainer
-
-
-def facts_of(trainer: "EagleTrainer") -> dict[str, Any]:
+def facts_of(trainer: Trainer) -> dict[str, Any]:
     """
     Returns what a trainer knows of its run, as fields of [`~eagle_hf.TrainingFacts`]: over all pieces of a run that was
     interrupted, with the defaults that were in use, and without paths of this machine.

@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .chat_text import ChatText, NotRenderable, Sample
-from .conversations import Row, RowReader, RowReport
-from .data_files import Data
+from ..data.chat_text import ChatText, NotRenderable, Sample
+from ..data.conversations import Row, RowReader, RowReport
+from ..data.data_files import Data
 
 
 logger = logging.get_logger(__name__)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..target_config import TargetConfig, position_limit
+from ..target.config import TargetConfig, position_limit
 from .frozen_target import FrozenTarget
 from .packing import PackedDataset
 

@@ -15,20 +15,20 @@ from transformers.utils import logging
 
 from ..configuration_eagle import EagleConfig
 from ..generation.pairing import check_pair
-from ..modeling_eagle import EagleDraftModel
-from ..target_config import position_limit
+from ..head.modeling_eagle import EagleDraftModel
+from ..target.config import position_limit
 from . import durable_checkpoints, run_identity
 from .arguments import EagleTrainingArguments
-from .feature_regression import feature_regression_loss
 from .frozen_target import FrozenTarget, TargetSignal
 from .losses import LOSSES
 from .muon import MuonAndAdamW
 from .objective import Figures, ObjectiveOutput, rows_that_draft
+from .objectives.eagle1 import feature_regression_loss
+from .objectives.eagle3 import training_time_test_loss
 from .packing_check import check_packing
 from .progress import Progress, ProgressCounter, as_dict
 from .publishing_trainer import PublishingTrainer
 from .text_lengths import check_batch, check_lengths
-from .training_time_test import training_time_test_loss
 
 
 logger = logging.get_logger(__name__)

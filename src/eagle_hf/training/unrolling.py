@@ -23,8 +23,8 @@ from typing import cast
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..decoder_layer import EagleDecoderLayer
-from ..modeling_eagle import EagleDraftModel
+from ..head.decoder_layer import EagleDecoderLayer
+from ..head.modeling_eagle import EagleDraftModel
 
 
 # Keys and values of one unroll, per layer: `(batch_size, num_key_value_heads, seq_len, head_dim)` each.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from ..configuration_eagle import EagleConfig
-from ..modeling_eagle import EagleDraftModel
+from ..head.modeling_eagle import EagleDraftModel
 
 
 def most_frequent_tokens(counts: Mapping[int, int], draft_vocab_size: int) -> torch.Tensor:

@@ -9,31 +9,11 @@ from transformers import PreTrainedTokenizerBase
 from ..tree import DraftTree
 from .text import NO_MATH
 from .tokens import node_label
-from .tree_svg import tree_svg
+from .tree_svg import Node, tree_svg
 
 
 if TYPE_CHECKING:
     from rich.text import Text
-
-
-@dataclass(frozen=True)
-class Node:
-    """
-    A node of a picture.
-
-    Args:
-        label (`str`): Its token, quoted.
-        parent (`int`): Its parent, -1 for the root.
-        depth (`int`): Its distance to the root.
-        probability (`float`): What the draft gives to the path from the root to it.
-        accepted (`bool`): Whether the target took it.
-    """
-
-    label: str
-    parent: int
-    depth: int
-    probability: float
-    accepted: bool
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,19 +14,35 @@ A draft tree as SVG, from left to right: a column per depth, a row per leaf, a p
 
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 from xml.sax.saxutils import escape
-
-
-if TYPE_CHECKING:
-    from .tree import Node
 
 
 LETTER, ROW, HEIGHT, GAP, MARGIN = 7.9, 46, 36, 34, 8  # pixels: of a letter, a leaf, a box, between columns, around
 LONGEST = 22  # letters of a label
 
 
-def tree_svg(nodes: Sequence["Node"], description: str) -> str:
+@dataclass(frozen=True)
+class Node:
+    """
+    A node of a picture.
+
+    Args:
+        label (`str`): Its token, quoted.
+        parent (`int`): Its parent, -1 for the root.
+        depth (`int`): Its distance to the root.
+        probability (`float`): What the draft gives to the path from the root to it.
+        accepted (`bool`): Whether the target took it.
+    """
+
+    label: str
+    parent: int
+    depth: int
+    probability: float
+    accepted: bool
+
+
+def tree_svg(nodes: Sequence[Node], description: str) -> str:
     """
     Args:
         nodes (`Sequence[Node]`): Parents before children.
@@ -69,11 +85,11 @@ def tree_svg(nodes: Sequence["Node"], description: str) -> str:
     )
 
 
-def _depth(nodes: Sequence["Node"]) -> int:
+def _depth(nodes: Sequence[Node]) -> int:
     return max(node.depth for node in nodes)
 
 
-def _rows(nodes: Sequence["Node"]) -> list[float]:
+def _rows(nodes: Sequence[Node]) -> list[float]:
     """The middle of every node: leaves below one another, depth first; a parent between its first and last child."""
     children: list[list[int]] = [[] for _ in nodes]
     for i, node in enumerate(nodes):

@@ -1,0 +1,1 @@
+"""Conversations, chat templates and prompts, as training, evaluation and commands read them."""

@@ -1,0 +1,1 @@
+"""The draft head: the network, with nothing of drafting or speed."""

@@ -1,0 +1,1 @@
+"""The Hub: cards, records and exports."""

@@ -1,0 +1,1 @@
+"""One forward of the target over a tree, whatever the target is."""

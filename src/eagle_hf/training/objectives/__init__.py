@@ -1,0 +1,1 @@
+"""The objectives that heads are trained with."""
