@@ -25,7 +25,6 @@ import itertools
 import json
 import logging as std_logging
 import multiprocessing
-import random
 import sys
 import time
 import traceback
@@ -37,12 +36,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import torch  # noqa: E402
-from lossless_cases import draw_call, draw_tree, run_call  # noqa: E402
-from lossless_space import Pair, pairs, pairs_of, wanted_pair  # noqa: E402
+from lossless_cases import TREES_PER_CALL, draw_case, run_call  # noqa: E402
+from lossless_space import Pair, pairs, pairs_of  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 
-TREES_PER_CALL = 4
 FULL_RUN = 10_000  # cases
 LEAST = 10  # of them with each pair of values
 KINDS = ("mismatch", "near_tie", "sampled_apart", "refusal", "plain_failure")  # of outcomes that are not equal
@@ -54,9 +52,7 @@ def run(seed: int, index: int) -> dict:
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     std_logging.getLogger("eagle_hf").setLevel(std_logging.ERROR)
-    rng, wanted = random.Random(f"{seed}-{index}"), wanted_pair(seed, index)
-    call = draw_call(rng, wanted)
-    trees = [draw_tree(rng, call, wanted) for _ in range(TREES_PER_CALL)]
+    call, trees = draw_case(seed, index)
     result = {"index": index, "call": repr(call), "architecture": call.architecture, "cases": []}
     try:
         outcomes = run_call(call, trees)

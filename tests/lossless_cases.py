@@ -28,6 +28,7 @@ from lossless_space import (
     draw_kind,
     draw_target,
     make_target,
+    wanted_pair,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -53,6 +54,7 @@ from eagle_hf.versions import CACHE, cache_of
 TOLERANCE = 1e-3
 # In half precision, the gap of the two best tokens in units of the dtype's resolution at the largest logit.
 LARGEST_GAP = 4
+TREES_PER_CALL = 4
 PACKAGE = Path(eagle_hf.__file__).parent
 
 _VERSIONS = {"scripted": 3, "eagle-1": 1, "eagle-3": 3, "parallel": 3}
@@ -193,6 +195,19 @@ def draw_tree(r: random.Random, call: Call, wanted: Mapping[str, str] | None = N
         width=r.choice([1, 2, 4]),
         looked_up=r.choice([4, 16]) if kind["looked up"] == "tokens" else 0,
     )
+
+
+def draw_case(seed: int, index: int) -> tuple[Call, list[Tree]]:
+    """
+    Returns a call of a sweep with its trees, whose number decides what it is.
+
+    Args:
+        seed (`int`): Seed of the sweep.
+        index (`int`): Number of the call: pairs of values that a call must have take turns.
+    """
+    r, wanted = random.Random(f"{seed}-{index}"), wanted_pair(seed, index)
+    call = draw_call(r, wanted)
+    return call, [draw_tree(r, call, wanted) for _ in range(TREES_PER_CALL)]
 
 
 # What may be refused: words of the reason, and for which calls.

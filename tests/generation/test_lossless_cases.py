@@ -3,14 +3,13 @@ A slice of `make lossless`, and what it is worth: broken on purpose, each part o
 calls.
 """
 
-import random
 from dataclasses import replace
 
 import lossless_cases
 import pytest
 import torch
 from architectures import tiny_target
-from lossless_cases import Call, Tree, draw_call, draw_tree, run_call
+from lossless_cases import Call, Tree, draw_case, run_call
 from lossless_space import pairs, pairs_of, wanted_pair
 
 from eagle_hf.cache import keeping as kv_cache
@@ -28,22 +27,15 @@ NUM_CALLS = 16
 @pytest.mark.parametrize("first", range(0, NUM_CALLS, 8))
 def test_a_slice_of_the_benchmark(first):
     for index in range(first, first + 8):
-        call, trees = drawn(0, index)
+        call, trees = draw_case(0, index)
         for tree, outcome in zip(trees, run_call(call, trees), strict=True):
             assert not outcome.mismatch, (outcome, call, tree)
 
 
-def drawn(seed, index):
-    """As `benchmarks/lossless.py` draws them."""
-    rng, wanted = random.Random(f"{seed}-{index}"), wanted_pair(seed, index)
-    call = draw_call(rng, wanted)
-    return call, [draw_tree(rng, call, wanted) for _ in range(4)]
-
-
 def test_calls_differ_and_are_the_same_again():
-    calls = [repr(drawn(0, index)) for index in range(400)]
+    calls = [repr(draw_case(0, index)) for index in range(400)]
     assert len(set(calls)) == 400
-    assert calls[7] == repr(drawn(0, 7))
+    assert calls[7] == repr(draw_case(0, 7))
     text = " ".join(calls)
     for word in ("top_p", "guidance_scale", "synthid", "embeddings", "kept", "streamer", "output_attentions", "fp8"):
         assert word in text
@@ -53,20 +45,20 @@ def test_every_pair_of_values_has_its_turn():
     turns = [tuple(wanted_pair(0, index).items()) for index in range(len(pairs()))]
     assert sorted(turns) == pairs()
     assert len(set(turns)) == len(turns) > 2000
-    call, trees = drawn(0, 0)
+    call, trees = draw_case(0, 0)
     assert set(pairs_of(call.traits() | trees[0].traits())) <= set(turns)
 
 
 def test_a_call_has_the_values_that_it_must_have():
     for index in range(200):
-        (call, trees), wanted = drawn(3, index), wanted_pair(3, index)
+        (call, trees), wanted = draw_case(3, index), wanted_pair(3, index)
         for tree in trees:
             assert wanted.items() <= (call.traits() | tree.traits()).items()
 
 
-def test_what_excludes_each_other_is_never_drawn():
+def test_what_excludes_each_other_is_never_draw_case():
     for index in range(200):
-        call, _ = drawn(5, index)
+        call, _ = draw_case(5, index)
         assert (call.of("prompt"), call.of("rows")) != ("without mask", "padded")
         assert len(set(call.lengths)) == 1 or call.of("rows") == "padded"
 
