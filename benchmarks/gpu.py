@@ -18,6 +18,7 @@ target and head are measured as they are, and the share of tokens that equal pla
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import random
@@ -34,7 +35,7 @@ from transformers.utils import logging
 
 from eagle_hf import DraftOptions, DraftTree, EagleDraftModel
 from eagle_hf.evaluation.profiling import OperatorCount
-from eagle_hf.target.target import Target
+from eagle_hf.target.target import Target, Verified
 from eagle_hf.training import new_head
 
 
@@ -130,8 +131,9 @@ def injected_acceptance(tau: float | None, depth: int, seed: int = 0) -> Iterato
     verify, dice, probability = Target.verify, random.Random(seed), continuation_probability(tau, depth)
 
     @functools.wraps(verify)
-    def injected(self: Target, tree: DraftTree) -> torch.Tensor:
-        return inject(tree, verify(self, tree), probability, dice)
+    def injected(self: Target, tree: DraftTree) -> Verified:
+        verified = verify(self, tree)
+        return dataclasses.replace(verified, logits=inject(verified.tree, verified.logits, probability, dice))
 
     Target.verify = injected  # type: ignore[method-assign]
     try:
@@ -168,13 +170,13 @@ def timed_verification(device: str) -> Iterator[list[float]]:
     verify, seconds = Target.verify, list[float]()
 
     @functools.wraps(verify)
-    def timed_verify(self: Target, tree: DraftTree) -> torch.Tensor:
+    def timed_verify(self: Target, tree: DraftTree) -> Verified:
         synchronize(device)
         start = time.perf_counter()
-        logits = verify(self, tree)
+        verified = verify(self, tree)
         synchronize(device)
         seconds.append(time.perf_counter() - start)
-        return logits
+        return verified
 
     Target.verify = timed_verify  # type: ignore[method-assign]
     try:

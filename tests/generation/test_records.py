@@ -6,7 +6,7 @@ from architectures import ARCHITECTURES, tiny_target
 from doubles import random_draft
 from promises import NEW_TOKENS, PROMPT_LENGTHS, an_eos_token, left_padded_prompts, with_and_without_draft
 
-from eagle_hf.generation.records import KeyLayout
+from eagle_hf.target.layer_outputs import KeyLayout
 from eagle_hf.versions import CACHE, cache_of
 
 

@@ -27,6 +27,7 @@ from .converted_heads import align_draft
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
 from .proposals import Proposals
+from .records import LayerRecords
 from .text import Sequences
 
 
@@ -90,10 +91,12 @@ def eagle_decoding(
     )
     proposals = Proposals(draft, head, options, target, sequences, synced_gpus)
     records = Records(generation_config, sequences.batch_size)
+    layer_records = LayerRecords(generation_config)
     history = History(sequences.batch_size, keeps_trees=options.output_draft_trees)
 
     with target:
         logits = target.prefill(input_ids)
+        layer_records.add_prompt(target.prompt_outputs, target.num_prompt_columns)
         selector = make_selector(
             sequences, logits_processor, generation_config, records, logits, target.rows_may_run_ahead
         )
@@ -106,16 +109,20 @@ def eagle_decoding(
                 continue
             open_rows = sequences.open_rows()
             tree = proposals.next_tree(open_rows, selector.noise_ahead)
-            paths = selector.select(tree, target.verify(tree))
-            history.add(tree, paths, open_rows)
-            features = target.keep(paths)
+            verified = target.verify(tree)
+            paths = selector.select(verified.tree, verified.logits)
+            history.add(verified.tree, paths, open_rows)
+            layer_records.add(verified.layer_outputs, paths)
+            features = target.keep(verified, paths)
             if selector.draft_is_broken:
                 proposals.drafter.stop()
             if not sequences.done or target.outlives_generate:
                 proposals.read_accepted(features, paths, open_rows)
         if target.outlives_generate and (late := selector.rows_without_last_token()):
-            target.verify(DraftTree.root_only(sequences.newest()))
-            target.keep([[0] if row in late else [] for row in range(sequences.batch_size)])
+            verified = target.verify(DraftTree.root_only(sequences.newest()))
+            paths = [[0] if row in late else [] for row in range(sequences.batch_size)]
+            layer_records.add(verified.layer_outputs, paths)
+            target.keep(verified, paths)
         elif not target.catch_up() and synced_gpus:  # another rank may have such rows, or lag behind
             target.idle(sequences.newest())
     selector.finish()
@@ -131,8 +138,8 @@ def eagle_decoding(
         sequences=sequences.ids.clone(),
         scores=records.scores,
         logits=records.logits,
-        attentions=target.layer_records.attentions,
-        hidden_states=target.layer_records.hidden_states,
+        attentions=layer_records.attentions,
+        hidden_states=layer_records.hidden_states,
         **{CACHE: target.cache},
         acceptance_lengths=history.acceptance_lengths,
         target_forwards=target.num_forwards,

@@ -123,7 +123,7 @@ class Proposals:
             sizing = self.drafter.sizing
             tree = self._retrieval.add_to(tree, self._sequences.new_tokens, open_rows, max_depth, sizing)
             sizing.verifies(tree)
-        return self._target.fit(tree)
+        return tree
 
     def read_accepted(self, features: torch.Tensor, paths: Sequence[Sequence[int]], open_rows: list[int]) -> None:
         """

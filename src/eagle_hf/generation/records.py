@@ -1,50 +1,12 @@
 """Hidden states and attentions of every new token, in the form in which plain `generate` returns them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..cache.keeping import sliding_columns
-
-
-LayerTensors = tuple[torch.Tensor | None, ...]  # one entry per layer
-
-
-@dataclass(frozen=True)
-class KeyLayout:
-    """
-    Which keys the attentions of a layer are about.
-
-    Args:
-        window (`int`, *optional*): Keys that a node sees at most in a layer with a window; `None` for full attention.
-        num_slots (`int`): Keys in front of those of the tree; not used for full attention.
-        width (`int`, *optional*):
-            Keys that attentions of plain `generate` are about, where it has a static cache; `None` where they grow.
-    """
-
-    window: int | None
-    num_slots: int
-    width: int | None = None
-
-    def plain_keys(self, lengths: Sequence[int], row: int, path: Sequence[int]) -> list[int]:
-        """
-        Where in the tree's forward the keys are that plain decoding has when it runs the last node of `path`, in order.
-
-        Args:
-            lengths (`Sequence[int]` of length `batch_size`): Committed columns of each row before the forward.
-            row (`int`): The row.
-            path (`Sequence[int]`): Nodes from the root to the node.
-        """
-        if self.window is None:  # left-aligned
-            return [*range(lengths[row]), *(max(lengths) + node for node in path)]
-        nodes = [self.num_slots + node for node in path]
-        (columns,) = sliding_columns([lengths[row]], self.num_slots)
-        filled = [slot for slot, column in enumerate(columns) if column >= 0]
-        return [*filled, *nodes][-self.window :]
+from ..target.layer_outputs import LayerOutputs, LayerTensors
 
 
 class LayerRecords:
@@ -69,63 +31,49 @@ class LayerRecords:
         wanted = bool(generation_config.return_dict_in_generate)
         self.wants_hidden_states = wanted and bool(generation_config.output_hidden_states)
         self.wants_attentions = wanted and bool(generation_config.output_attentions)
-        self.is_wanted = self.wants_hidden_states or self.wants_attentions
-        self._prompt: CausalLMOutputWithPast | None = None
+        self._prompt: LayerOutputs | None = None
         self._batch_size, self._prompt_len = 0, 0
         # By column behind the prompt's entry, then by row.
         self._hidden_states: list[dict[int, LayerTensors]] = []
         self._attentions: list[dict[int, LayerTensors]] = []
 
-    def add_prompt(self, outputs: CausalLMOutputWithPast, prompt_len: int, layouts: Sequence[KeyLayout]) -> None:
+    def add_prompt(self, outputs: LayerOutputs | None, prompt_len: int) -> None:
         """
-        Record the prefill.
+        Records the prefill.
 
         Args:
-            outputs (`CausalLMOutputWithPast`): Its outputs.
+            outputs ([`LayerOutputs`], *optional*): Its outputs; `None` where none are wanted.
             prompt_len (`int`): Columns that it left in the cache.
-            layouts (`Sequence[KeyLayout]`): The keys of every entry of the attentions.
         """
-        self._batch_size, self._prompt_len = len(outputs.logits), prompt_len
-        attentions = None
-        if self.wants_attentions:
-            attentions = tuple(
-                None if weights is None else weights[..., : layout.width]
-                for weights, layout in zip(outputs.attentions or (), layouts, strict=True)
-            )
-        self._prompt = CausalLMOutputWithPast(
-            hidden_states=outputs.hidden_states if self.wants_hidden_states else None, attentions=attentions
-        )
+        self._prompt, self._prompt_len = outputs, prompt_len
 
-    def add(
-        self,
-        outputs: CausalLMOutputWithPast,
-        lengths: Sequence[int],
-        paths: Sequence[Sequence[int]],
-        layouts: Sequence[KeyLayout],
-    ) -> None:
+    def add(self, outputs: LayerOutputs | None, paths: Sequence[Sequence[int]]) -> None:
         """
-        Record the accepted nodes of a verification.
+        Records the accepted nodes of a verification.
 
         Args:
-            outputs (`CausalLMOutputWithPast`): Its outputs.
-            lengths (`Sequence[int]` of length `batch_size`): Committed columns of each row before it.
+            outputs ([`LayerOutputs`], *optional*): Its outputs; `None` where none are wanted.
             paths (`Sequence[Sequence[int]]` of length `batch_size`): Accepted nodes of every row, the root first.
-            layouts (`Sequence[KeyLayout]`): The keys of every entry of the attentions.
         """
+        if outputs is None:
+            return
+        self._batch_size = len(paths)
         for row, path in enumerate(paths):
             for i, node in enumerate(path):
-                column = lengths[row] + i - self._prompt_len
+                column = outputs.lengths[row] + i - self._prompt_len
                 if self.wants_hidden_states:
                     _column(self._hidden_states, column)[row] = tuple(
-                        _node_state(state, row, node) for state in outputs.hidden_states
+                        None if state is None else _node_state(state, row, node)
+                        for state in outputs.hidden_states or ()
                     )
                 if self.wants_attentions:
-                    keys = [layout.plain_keys(lengths, row, path[: i + 1]) for layout in layouts]
                     _column(self._attentions, column)[row] = tuple(
                         None
                         if weights is None
-                        else _node_attention(weights, row, node, keys[layer], layouts[layer].width)
-                        for layer, weights in enumerate(outputs.attentions or ())
+                        else _node_attention(
+                            weights, row, node, layout.plain_keys(outputs.lengths, row, path[: i + 1]), layout.width
+                        )
+                        for weights, layout in zip(outputs.attentions or (), outputs.layouts, strict=True)
                     )
 
     @property
@@ -148,7 +96,11 @@ class LayerRecords:
         """
         if not self.wants_attentions:
             return None
-        first = () if self._prompt is None else self._prompt.attentions or ()
+        prompt = self._prompt
+        first = tuple(
+            None if weights is None else weights[..., : layout.width]
+            for weights, layout in (() if prompt is None else zip(prompt.attentions or (), prompt.layouts, strict=True))
+        )
         return (first, *(self._join(rows, dim=0) for rows in self._attentions))
 
     def _join(self, rows: dict[int, LayerTensors], dim: int) -> LayerTensors:
@@ -175,15 +127,3 @@ def _node_attention(weights: torch.Tensor, row: int, node: int, keys: list[int],
     index = torch.tensor(keys, device=weights.device)
     cut = weights[row : row + 1, :, node : node + 1].index_select(-1, index)
     return cut if width is None else F.pad(cut, (0, width - len(keys)))
-
-
-def newest_outputs(outputs: CausalLMOutputWithPast, num_nodes: int) -> CausalLMOutputWithPast:
-    """Hidden states and attentions of the last `num_nodes` rows of a forward: what comes before is read again."""
-
-    def newest(tensors: LayerTensors | None) -> LayerTensors | None:
-        return None if tensors is None else tuple(None if x is None else x[..., -num_nodes:, :] for x in tensors)
-
-    return CausalLMOutputWithPast(
-        hidden_states=newest(outputs.hidden_states),
-        attentions=newest(getattr(outputs, "attentions", None)),  # which Mamba's kind of outputs does not have
-    )

@@ -20,7 +20,6 @@ from ..cache.keeping import (
 )
 from ..cache.lending import LentCache, settle
 from ..fast.compiled_target import CompiledForward, compiled_call, plain_sizes
-from ..generation.records import KeyLayout, LayerRecords, newest_outputs
 from ..tree import DraftTree
 from ..versions import CACHE, cache_of
 from .config import TargetConfig
@@ -29,6 +28,7 @@ from .features import FeatureReader
 from .forward import cache_argument, forward_chain, forward_tree
 from .inference_mode import StepMode
 from .inputs import StepInputs
+from .layer_outputs import KeyLayout, LayerOutputs
 from .masks import TreeMasks, window_of
 from .recurrent import DeferredReplay, filled_length, has_recurrent_state
 from .rotary_switch import RotarySwitch
@@ -59,6 +59,27 @@ class PromptFeatures:
         return self.positions.shape[1]
 
 
+@dataclass(frozen=True)
+class Verified:
+    """
+    What one forward over draft trees has brought, between [`Target.verify`] and [`Target.keep`].
+
+    Args:
+        tree ([`DraftTree`]): The trees that were run: those proposed, as far as the cache had room for them.
+        logits (`torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`): The target's logits after every node.
+        states (`list[torch.Tensor]`, each of shape `(batch_size, num_rows, hidden_size)`):
+            Hidden states of the nodes that the draft reads; rows behind the nodes are padding.
+        num_rows (`int`): Columns that the cache has got for them.
+        layer_outputs ([`LayerOutputs`], *optional*): What `generate` returns of the layers, where it was asked for.
+    """
+
+    tree: DraftTree
+    logits: torch.Tensor
+    states: list[torch.Tensor]
+    num_rows: int
+    layer_outputs: LayerOutputs | None = None
+
+
 class Target:
     """
     Reads features and lends its cache as long as it is entered as a context.
@@ -87,11 +108,12 @@ class Target:
         self.reader = reader
         self.is_tree = is_tree
         self.cache: Cache = model_kwargs[cache_argument(model)]
-        self.layer_records = LayerRecords(generation_config)
+        wanted = bool(generation_config.return_dict_in_generate)
+        self._wants_hidden_states = wanted and bool(generation_config.output_hidden_states)
+        self._wants_attentions = wanted and bool(generation_config.output_attentions)
         self.replay: DeferredReplay | None = None  # of targets with a recurrent state
         self.rotary_switch: RotarySwitch | None = None
         self._ids = torch.empty(0)  # (batch_size, length): the text, where a rotary switch lies ahead
-        self._tree_tokens = torch.empty(0)
         self._compiled = (
             compiled_call(model, model_kwargs, generation_config) if is_tree and not reader.has_hook else None
         )
@@ -103,9 +125,9 @@ class Target:
         self.num_forwards = 0
         self.lengths: list[int] = []  # committed columns of the cache, per row
         self.num_prompt_columns = 0  # of the cache after the prefill
-        self._num_nodes = 0  # of a tree that is in the cache and waits for its accepted path
-        self._states: list[torch.Tensor] = []  # hidden states that the draft reads
-        self._outputs: CausalLMOutputWithPast | None = None  # of a verification that is to be recorded
+        self.prompt_outputs: LayerOutputs | None = None  # of the prefill, where they are wanted
+        self._prompt_states: list[torch.Tensor] = []  # hidden states that the draft reads
+        self._num_unkept = 0  # columns of the cache that an exception between `verify` and `keep` would leave behind
         self._lent: LentCache | None = None
         self._put_aside: list[tuple[torch.Tensor, torch.Tensor]] = []  # parts of the cache, and what belongs there
 
@@ -152,9 +174,9 @@ class Target:
         # Phi-3 leaves the cache it was given empty, and makes one of its own, where a prompt is beyond its switch.
         self.cache = getattr(outputs, cache_argument(self.model), None) or self.cache
         num_read = filled_length(self.cache, 0) - (past_len if self.cache is given else 0)
-        self._states = self.reader.states(outputs.hidden_states, self._in_last_chunk(num_read))
+        self._prompt_states = self.reader.states(outputs.hidden_states, self._in_last_chunk(num_read))
         self._inputs = StepInputs(self.model, input_ids, self.model_kwargs, outputs)
-        past_len = filled_length(self.cache, self._states[0].shape[1])
+        past_len = filled_length(self.cache, self._prompt_states[0].shape[1])
         self.lengths = [past_len] * len(outputs.logits)
         self.num_prompt_columns = past_len
         mask = self.model_kwargs.get("attention_mask")
@@ -170,9 +192,7 @@ class Target:
         self._ids = input_ids
         self._masks = TreeMasks(config, self.cache, self._prompt_mask)
         self._max_positions = TargetConfig(self.model.config).num_positions
-        if self.layer_records.is_wanted:
-            layouts = self._key_layouts(getattr(outputs, "attentions", None))
-            self.layer_records.add_prompt(outputs, past_len, layouts)
+        self.prompt_outputs = self._layer_outputs(outputs, 0, self.lengths)
         if has_recurrent_state(self.cache):
             pad_token = self.generation_config._pad_token_tensor
             pad_token = 0 if pad_token is None else max(int(pad_token), 0)  # -1 stands for none
@@ -187,8 +207,8 @@ class Target:
         return (num_read - 1) % chunk + 1 if num_read else None
 
     def _output_options(self) -> dict[str, Any]:
-        options = {"output_hidden_states": self.layer_records.wants_hidden_states or self.reader.output_hidden_states}
-        return options | ({"output_attentions": True} if self.layer_records.wants_attentions else {})
+        options = {"output_hidden_states": self._wants_hidden_states or self.reader.output_hidden_states}
+        return options | ({"output_attentions": True} if self._wants_attentions else {})
 
     def prompt_features(self, num_known_tokens: int) -> PromptFeatures:
         """
@@ -197,9 +217,9 @@ class Target:
         Args:
             num_known_tokens (`int`): Prompt tokens whose ids are known; 0 where the prompt was given as embeddings.
         """
-        states, self._states = self._states, []  # nothing but the draft needs them, and they are long
-        seq_len = min(states[0].shape[1], max(num_known_tokens, 1))
-        positions = self._text_positions(self._prompt_positions)[:, -seq_len:].expand(len(self.lengths), -1)
+        states, self._prompt_states = self._prompt_states, []  # nothing but the draft needs them, and they are long
+        seq_len, positions = min(states[0].shape[1], max(num_known_tokens, 1)), self._prompt_positions
+        positions = (positions if positions.dim() == 2 else positions[0])[:, -seq_len:].expand(len(self.lengths), -1)
         mask = None if self._prompt_mask is None else self._prompt_mask[:, -seq_len:]
         first_column = self.num_prompt_columns - seq_len
         return PromptFeatures([state[:, -seq_len:] for state in states], positions, mask, first_column)
@@ -219,37 +239,39 @@ class Target:
             return depth
         return min(depth, max(self._max_positions - 1 - max(self.lengths), 0))
 
-    def fit(self, tree: DraftTree) -> DraftTree:
-        """As much of the tree as there is room for in a cache of fixed size."""
-        columns = capacity(self.cache) if tree.num_nodes > 1 else None
-        return tree if columns is None else tree.first(max(columns - max(self.lengths), 1))
-
-    def verify(self, tree: DraftTree) -> torch.Tensor:
+    def verify(self, tree: DraftTree) -> Verified:
         """
-        Run all nodes of the trees in one forward.
+        Runs all nodes of the trees in one forward, as many as there is room for in a cache of fixed size.
+
+        Args:
+            tree ([`DraftTree`]): The proposed trees.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`: Logits after every node.
+            [`Verified`]: for [`Target.keep`], once the accepted paths are known.
         """
-        num_nodes, self._tree_tokens = tree.num_nodes, tree.tokens
+        tree = self._fit(tree)
         self._make_way()
+        run = tree
         if self._compiled is not None:
             room = cast(int, capacity(self.cache)) - max(self.lengths)
-            tree = tree.padded(min(self._num_rows(num_nodes), room))
-        self._num_nodes = tree.num_nodes
+            run = tree.padded(min(self._num_rows(tree.num_nodes), room))
+        num_rows = self._num_unkept = run.num_nodes
         with self._step_mode():
-            outputs = self._forward(tree, **self._output_options())
+            outputs = self._forward(run, **self._output_options())
         self.num_forwards += 1
         # A forward may begin with tokens that are read again, whose outputs are no news.
         num_again = 0 if self.replay is None else self.replay.num_pending
-        states = self.reader.states(outputs.hidden_states, num_again + tree.num_nodes)
-        self._states = [state[:, -tree.num_nodes :] for state in states]
-        logits = outputs.logits[:, -tree.num_nodes :][:, :num_nodes]
-        self._outputs = newest_outputs(outputs, tree.num_nodes) if self.layer_records.is_wanted else None
+        states = self.reader.states(outputs.hidden_states, num_again + num_rows)
+        states = [state[:, -num_rows:] for state in states]
+        logits = outputs.logits[:, -num_rows:][:, : tree.num_nodes]
         if self.has_fixed_shapes:  # CUDA graphs write the outputs of every replay to the same place
-            self._states = [states.clone() for states in self._states]
-            return logits.clone()
-        return logits
+            states, logits = [state.clone() for state in states], logits.clone()
+        return Verified(tree, logits, states, num_rows, self._layer_outputs(outputs, num_rows, self.lengths))
+
+    def _fit(self, tree: DraftTree) -> DraftTree:
+        """As much of the tree as there is room for in a cache of fixed size."""
+        columns = capacity(self.cache) if tree.num_nodes > 1 else None
+        return tree if columns is None else tree.first(max(columns - max(self.lengths), 1))
 
     def _make_way(self) -> None:
         """
@@ -284,10 +306,10 @@ class Target:
         """
         tree = DraftTree.root_only(newest)
         self._make_way()
-        self._num_nodes = tree.num_nodes
+        self._num_unkept = tree.num_nodes
         with self._step_mode():
             self._forward(tree)
-        self._keep([()] * len(self.lengths))
+        self._keep([()] * len(self.lengths), tree.num_nodes)
 
     def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
         if self.rotary_switch is not None and self.rotary_switch.is_plain_step(*self._root_place()):
@@ -361,65 +383,67 @@ class Target:
             self.replay.caught_up()
         return lags_behind
 
-    def keep(self, paths: Sequence[Sequence[int]]) -> torch.Tensor:
+    def keep(self, verified: Verified, paths: Sequence[Sequence[int]]) -> torch.Tensor:
         """
-        Keep the accepted paths of the last verification in the cache, and drop the other nodes.
+        Keeps the accepted paths of a verification in the cache, and drops the other nodes.
 
         Args:
+            verified ([`Verified`]): The last verification.
             paths (`Sequence[Sequence[int]]` of length `batch_size`): Accepted nodes of every row, the root first.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, longest, num_features * hidden_size)`: Features of the accepted nodes;
             rows with shorter paths are filled with those of the root.
         """
-        if self._outputs is not None:
-            self.layer_records.add(self._outputs, self.lengths, paths, self._key_layouts(self._outputs.attentions))
-            self._outputs = None
         if self.rotary_switch is not None:
-            tokens = [self._tree_tokens[row, path] for row, path in enumerate(paths)]
+            tokens = [verified.tree.tokens[row, path] for row, path in enumerate(paths)]
             self._ids = torch.cat([self._ids, torch.stack(tokens)], dim=1)
-        num_nodes = self._num_nodes
-        self._keep(paths)
+        self._keep(paths, verified.num_rows)
         longest = max(map(len, paths))
-        if num_nodes == longest == min(map(len, paths)) == 1:  # a plain step
+        if verified.num_rows == longest == min(map(len, paths)) == 1:  # a plain step
             self._root_position = self._root_position + 1
-            return self.reader.concatenate(self._states)
+            return self.reader.concatenate(verified.states)
         device = self._root_position.device
         index = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=device)
         self._root_position = self._root_position + torch.tensor([[len(path)] for path in paths], device=device)
-        return self._features(index)
+        return self._features(verified.states, index)
 
-    def _keep(self, paths: Sequence[Sequence[int]]) -> None:
+    def _keep(self, paths: Sequence[Sequence[int]], num_nodes: int) -> None:
         settle(self.cache)
         if self.is_tree:
             with self._step_mode():
-                self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
+                self.lengths = keep_nodes(self.cache, self.lengths, paths, num_nodes)
         else:  # a chain, all rows by the same number of nodes
             if self.replay is not None:
                 self.replay.end(paths)
             else:
-                take_back(self.cache, self._num_nodes - len(paths[0]))
+                take_back(self.cache, num_nodes - len(paths[0]))
             self.lengths = [length + len(paths[0]) for length in self.lengths]
-        self._num_nodes = 0
+        self._num_unkept = 0
 
-    def _features(self, index: torch.Tensor) -> torch.Tensor:
-        """The captured hidden states at columns `index` of shape `(batch_size, k)`, concatenated."""
+    def _features(self, states: Sequence[torch.Tensor], index: torch.Tensor) -> torch.Tensor:
+        """Hidden states at columns `index` of shape `(batch_size, k)`, concatenated."""
         rows = torch.arange(len(index), device=index.device)[:, None]
-        states = [s.to(index.device) for s in self._states]
+        states = [s.to(index.device) for s in states]
         states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
         return self.reader.concatenate(states)
 
-    def _key_layouts(self, attentions: Sequence[torch.Tensor | None] | None) -> list[KeyLayout]:
-        slots = [0 if weights is None else weights.shape[-1] - self._num_nodes for weights in attentions or ()]
+    def _layer_outputs(
+        self, outputs: CausalLMOutputWithPast, num_nodes: int, lengths: Sequence[int]
+    ) -> LayerOutputs | None:
+        """What `generate` returns of the layers, with the last `num_nodes` keys being those of a tree; or `None`."""
+        if not (self._wants_hidden_states or self._wants_attentions):
+            return None
+        hidden_states = outputs.hidden_states if self._wants_hidden_states else None
+        attentions = (getattr(outputs, "attentions", None) or ()) if self._wants_attentions else None
+        slots = [0 if weights is None else weights.shape[-1] - num_nodes for weights in attentions or ()]
         layers, widths = self._masks.cache_layers(len(slots)), plain_sizes(self.cache)
-        return [
+        layouts = [
             KeyLayout(window_of(self.cache.layers[layer]), num_slots, widths[layer])
             for layer, num_slots in zip(layers, slots, strict=True)
         ]
-
-    @staticmethod
-    def _text_positions(positions: torch.Tensor) -> torch.Tensor:
-        return positions if positions.dim() == 2 else positions[0]
+        of_all = LayerOutputs(hidden_states, attentions, layouts, list(lengths))
+        return of_all.newest(num_nodes) if num_nodes else of_all
 
     # ------------------------------------------------------------------ cache
 
@@ -435,8 +459,8 @@ class Target:
 
     def _release(self) -> None:
         """Hand the cache back as plain `generate` leaves it."""
-        if self._num_nodes:  # an exception came between verification and acceptance
-            self._keep([()] * len(self.lengths))
+        if self._num_unkept:  # an exception came between verification and acceptance
+            self._keep([()] * len(self.lengths), self._num_unkept)
         if self.replay is not None:  # an exception may have come while tokens were read again
             self.replay.undo()
         if self.is_tree and self.lengths:
