@@ -45,11 +45,11 @@ def keep_in_static_caches_as_if_nothing_was_recurrent(monkeypatch: pytest.Monkey
     """K11: states of recurrent layers and convolutions were never taken back."""
     real = target.Target._keep
 
-    def keep(self, paths):
+    def keep(self, paths, num_nodes):
         if capacity(self.cache) is None:
-            return real(self, paths)
-        self.lengths = keep_nodes(self.cache, self.lengths, paths, self._num_nodes)
-        self._num_nodes = 0
+            return real(self, paths, num_nodes)
+        self.lengths = keep_nodes(self.cache, self.lengths, paths, num_nodes)
+        self._num_unkept = 0
 
     monkeypatch.setattr(target.Target, "_keep", keep)
 
