@@ -189,6 +189,8 @@ def take_back(cache: Cache, num_columns: int) -> None:
         num_columns (`int`): Columns to forget. With 0, such layers let go of what they have recorded.
     """
     for layer in cache.layers:
+        if not (holds_keys(layer) or isinstance(layer, LinearAttentionLayer)):
+            continue
         if type(layer) in FP8_LAYERS:  # whose own `crop` knows of no 8-bit states
             _move_columns(layer, None, layer.get_seq_length() - num_columns)
             continue

@@ -1,5 +1,6 @@
 """Finding out by trying whether a target can verify trees, only chains, or nothing. No list of architectures."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -193,7 +194,13 @@ def _pad_token(model: PreTrainedModel) -> int | None:
 def _plain(model: PreTrainedModel, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
     """Logits of an ordinary forward over a prompt, with the inputs that the target prepares for `generate`."""
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    return model(**prepared_inputs(model, tokens, positions, None, cache, is_first=True)).logits
+    mask = _no_padding(model, tokens, tokens.shape[1])
+    return model(**prepared_inputs(model, tokens, positions, mask, cache, is_first=True)).logits
+
+
+def _no_padding(model: PreTrainedModel, tokens: torch.Tensor, length: int) -> torch.Tensor | None:
+    """A mask as `generate` makes it of a prompt without padding, for targets that take one: some need it (Bloom)."""
+    return tokens.new_ones(1, length) if "attention_mask" in inspect.signature(model.forward).parameters else None
 
 
 def _window_beyond_the_cache(model: PreTrainedModel) -> int:
@@ -251,24 +258,29 @@ def _chain_logits(
     recurrent target goes back behind the root and reads it again.
     """
     cache = _prefilled(model, prompt, new_cache())
-    start = torch.tensor([[prompt.shape[1]]], device=prompt.device)
+
+    def run(chain: DraftTree, num_known: int) -> torch.Tensor:
+        position = torch.tensor([[prompt.shape[1] + num_known]], device=prompt.device)
+        mask = _no_padding(model, prompt, prompt.shape[1] + num_known + chain.num_nodes)
+        return forward_chain(model, chain, position, mask, cache).logits[0]
+
     first, second, second_after_root = (
         DraftTree.from_paths(root, [rest], device=prompt.device)
         for root, *rest in (*paths.tolist(), paths[1, 1:].tolist())
     )
     if not has_recurrent_state(cache):
-        first_logits = forward_chain(model, first, start, None, cache).logits[0]
+        first_logits = run(first, 0)
         take_back(cache, 2)
-        second_logits = forward_chain(model, second_after_root, start + 1, None, cache).logits[0]
+        second_logits = run(second_after_root, 1)
         return torch.stack([first_logits, torch.cat([first_logits[:1], second_logits])])
     replay = DeferredReplay(model, cache, pad_token=0)
     with replay.as_single_steps():
-        first_logits = forward_chain(model, replay.begin(first), start, None, cache).logits[0]
+        first_logits = run(replay.begin(first), 0)
         replay.end([[0]])
-        second_logits = forward_chain(model, replay.begin(second_after_root), start, None, cache).logits[0]
+        second_logits = run(replay.begin(second_after_root), 0)
         replay.undo()
         double_recurrent_states(cache)
-        if torch.equal(second_logits, forward_chain(model, second, start, None, cache).logits[0]):
+        if torch.equal(second_logits, run(second, 0)):
             raise ValueError("a forward over several tokens does not go on from the recurrent state")
     return torch.stack([first_logits, second_logits])
 
@@ -282,7 +294,6 @@ def _single_step_logits(
         cache = _prefilled(model, prompt, new_cache())
         for i, token in enumerate(path):
             position = torch.tensor([[prompt.shape[1] + i]], device=prompt.device)
-            # Some targets warn of a padding token without a mask.
-            mask = prompt.new_ones(1, prompt.shape[1] + i + 1) if token == _pad_token(model) else None
+            mask = _no_padding(model, prompt, prompt.shape[1] + i + 1)
             logits.append(forward_chain(model, DraftTree.root_only(token[None]), position, mask, cache).logits[0])
     return torch.cat(logits).view(2, 3, -1)
