@@ -58,7 +58,7 @@ def test_a_cache_may_be_passed_under_either_word(word, target):
 def test_outputs_are_read_under_either_word(target, old_words):
     draft = random_draft(target)
     drafted = target.generate(IDS, assistant_model=draft, **GREEDY)
-    hidden = torch.zeros(1, 2, draft.config.hidden_size)
+    hidden = torch.zeros(1, 2, draft.config.hidden_size, dtype=draft.dtype)
     for output in (drafted, draft(hidden, hidden, use_cache=True)):
         assert not old_words
         assert output.cache is not None
@@ -75,7 +75,7 @@ def test_outputs_are_read_under_either_word(target, old_words):
 
 def test_the_head_takes_either_word_and_not_both():
     draft = random_draft(tiny_target("llama"))
-    hidden = torch.randn(1, 4, draft.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(1, 4, draft.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(draft.dtype)
     whole = draft(hidden, hidden).last_hidden_state[:, 2:]
     for word in ("cache", OLD):
         cache = draft(hidden[:, :2], hidden[:, :2], use_cache=True).cache

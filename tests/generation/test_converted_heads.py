@@ -41,7 +41,7 @@ def draft():
 
 
 def make_draft(**config):
-    draft = random_draft(tiny_target("llama"), **config)
+    draft = random_draft(tiny_target("llama").float(), **config)
     if draft.config.parallel_drafting:
         return draft
     return use_options(draft, num_assistant_tokens=6, draft_depth=3, draft_width=2)
@@ -142,7 +142,7 @@ def test_the_copy_follows_every_change(target, draft, change):
 
 
 def test_heads_that_agree_have_no_copy(draft):
-    target = tiny_target("llama")
+    target = tiny_target("llama").float()
     assert align_draft(target, draft) is draft
     other = align_draft(tiny_target("llama").double(), draft)
     assert align_draft(target, draft) is draft
@@ -182,7 +182,7 @@ def test_tensors_that_are_as_they_should_be_are_shared(target, draft):
 
 def test_a_head_in_training_drafts_without_dropout(draft):
     """There is none in a head, but adapters have some."""
-    target = tiny_target("llama")
+    target = tiny_target("llama").float()
     draft.fc = nn.Sequential(draft.fc, nn.Dropout(0.5))
     draft.train()
     torch.manual_seed(0)

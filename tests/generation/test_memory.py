@@ -162,7 +162,7 @@ def test_calls_that_fail_leave_nothing_behind(where, no_collector, monkeypatch):
 
 def test_converted_heads_are_kept_once(no_collector):
     target = tiny_target("llama").to(torch.bfloat16)
-    draft = make_draft(tiny_target("llama"), {}, {})
+    draft = make_draft(tiny_target("llama").float(), {}, {})
     generate(target, draft)
     before = alive()
     for _ in range(2):
@@ -172,7 +172,7 @@ def test_converted_heads_are_kept_once(no_collector):
 
 def test_what_is_kept_does_not_grow():
     """Nor with many different calls."""
-    targets = [tiny_target("llama"), tiny_target("llama").to(torch.bfloat16)]
+    targets = [tiny_target("llama").float(), tiny_target("llama").to(torch.bfloat16)]
     draft = make_draft(targets[0], {}, {"draft_tree": "auto"})
 
     def kept():
@@ -195,7 +195,7 @@ def test_what_is_kept_does_not_grow():
 def test_what_is_kept_goes_with_its_object_or_on_request():
     target, draft = (
         tiny_target("llama").to(torch.bfloat16),
-        make_draft(tiny_target("llama"), {}, {"draft_tree": "auto"}),
+        make_draft(tiny_target("llama").float(), {}, {"draft_tree": "auto"}),
     )
     generate(target, draft)
     assert target in probe._VERDICTS

@@ -28,6 +28,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HEADS = {
     "eagle-3": {"feature_layer_ids": [0, 1, 2]},
     "eagle-1": {"eagle_version": 1},
+    "eagle-1 with an lm_head of its own": {"eagle_version": 1, "draft_vocab_size": 40},
     "no lm_head": {"feature_layer_ids": [0, 1, 2], "draft_vocab_size": None},
 }
 
@@ -51,6 +52,7 @@ def train(tmp_path, target, head, **arguments):
 CASES = [(head, dtype, bf16) for head in HEADS for dtype in DTYPES for bf16 in (False, True)]
 ALWAYS = [
     ("eagle-3", torch.bfloat16, False), ("eagle-1", torch.float16, True), ("eagle-1", torch.bfloat16, False),
+    ("eagle-1 with an lm_head of its own", torch.bfloat16, False),
     ("no lm_head", torch.float16, False), ("eagle-3", torch.float16, True),
 ]  # fmt: skip
 
@@ -97,7 +99,7 @@ PLACES = [(kind, head) for kind in ("cpu_offload", "disk_offload", "disk") for h
 
 @pytest.mark.parametrize(
     ("kind", "head"),
-    [pytest.param(*case, marks=[] if i in (1, 3, 8) else pytest.mark.sweep) for i, case in enumerate(PLACES)],
+    [pytest.param(*case, marks=[] if i in (1, 4, 11) else pytest.mark.sweep) for i, case in enumerate(PLACES)],
 )
 def test_offloaded_targets(tmp_path, kind, head):
     """As with the same target in memory, the weights that the head starts from included."""

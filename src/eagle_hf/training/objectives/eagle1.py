@@ -65,6 +65,7 @@ def feature_regression_loss(
     Returns:
         [`ObjectiveOutput`]
     """
+    features = features.to(device=draft.device, dtype=draft.dtype)  # a target may have others
     documents = document_ids
     if documents is None:
         documents = torch.zeros_like(input_ids) if attention_mask is None else attention_mask.long()
