@@ -10,20 +10,20 @@ _NOT_JOINED = "hands a float32 head and modules of the target to a function, wit
 
 EXCEPTIONS: dict[str, str] = {
     "generation/test_golden.py": _REFERENCE,
-    "generation/test_forward.py::test_every_node_of_a_bushy_tree[falcon-multi-query]": _ROUNDING,
-    "generation/test_forward.py::test_eager_attention_gets_additive_masks": _ROUNDING,
-    "generation/test_layer_records.py::test_every_architecture[qwen2-mixed-ragged]": _ROUNDING,
-    "generation/test_layer_records.py::test_every_architecture[gpt-oss-sinks-ragged]": _ROUNDING,
+    "target/test_forward.py::test_every_node_of_a_bushy_tree[falcon-multi-query]": _ROUNDING,
+    "target/test_forward.py::test_eager_attention_gets_additive_masks": _ROUNDING,
+    "generation/test_records.py::test_every_architecture[qwen2-mixed-ragged]": _ROUNDING,
+    "generation/test_records.py::test_every_architecture[gpt-oss-sinks-ragged]": _ROUNDING,
     "generation/test_contract.py::test_transition_scores[ragged-qwen3-moe]": _ROUNDING,
     "training/test_trainer.py::test_bfloat16_autocast_trains_float32_weights": "is about heads in float32, and those "
     "of the tests follow their targets",
-    "training/test_training_time_test.py::test_losses_accuracies_and_gradients_are_the_references": _REFERENCE,
-    "training/test_training_time_test.py::test_unrolled_rows_are_what_drafting_computes": _NOT_JOINED,
-    "training/test_feature_regression.py::test_losses_and_gradients_are_the_references": _REFERENCE,
-    "training/test_feature_regression.py::test_harmonised_steps_are_what_drafting_computes": _NOT_JOINED,
-    "training/test_feature_regression.py::test_noise_is_added_to_what_the_head_reads": _NOT_JOINED,
-    "test_borrowed_lm_head.py::test_drafts_are_those_of_a_plain_forward": _NOT_JOINED,
-    "test_borrowed_lm_head.py::test_feature_regression": _NOT_JOINED,
+    "training/objectives/test_eagle3.py::test_losses_accuracies_and_gradients_are_the_references": _REFERENCE,
+    "training/objectives/test_eagle3.py::test_unrolled_rows_are_what_drafting_computes": _NOT_JOINED,
+    "training/objectives/test_eagle1.py::test_losses_and_gradients_are_the_references": _REFERENCE,
+    "training/objectives/test_eagle1.py::test_harmonised_steps_are_what_drafting_computes": _NOT_JOINED,
+    "training/objectives/test_eagle1.py::test_noise_is_added_to_what_the_head_reads": _NOT_JOINED,
+    "target/test_borrowed_lm_head.py::test_drafts_are_those_of_a_plain_forward": _NOT_JOINED,
+    "target/test_borrowed_lm_head.py::test_feature_regression": _NOT_JOINED,
 }  # fmt: skip
 
 

@@ -157,6 +157,8 @@ def make_target(name: str, dtype: str = "float32", is_offloaded: bool = False) -
             with torch.no_grad():
                 target(torch.arange(3, 12)[None])  # BigBird draws numbers in its first forward
         target.generation_config.pad_token_id = 0
+    if dtype == "float32":  # whatever dtype other tests are run with
+        target.float()
     if is_offloaded:
         accelerate.cpu_offload(target, execution_device=torch.device("cpu"))
     return target

@@ -65,6 +65,16 @@ def exact_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     return output.to(query.dtype)
 
 
+def closeness(expected: torch.Tensor, float32: float) -> dict[str, float]:
+    """
+    Tolerances for `torch.testing.assert_close`: `float32` in float32, in half precision some roundings of the largest
+    number, whichever of the operations before has made them.
+    """
+    if NAME == "float32":
+        return {"atol": float32, "rtol": float32}
+    return {"atol": 4 * torch.finfo(TARGET_DTYPE).eps * expected.abs().max().item(), "rtol": 0.0}
+
+
 def skip_exceptions(items: list[pytest.Item]) -> None:
     """Skips the tests that cannot run with such targets, each with its reason (`bfloat16_exceptions.py`)."""
     if NAME == "float32":

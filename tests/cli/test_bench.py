@@ -89,7 +89,7 @@ def test_other_tokens_are_a_failure_without_a_speedup(command, capsys, monkeypat
         return real(self, ids, plain, [[*texts[0][:-1], 0]], temperature)
 
     monkeypatch.setattr(Measuring, "_compare", compare)
-    assert main([*command, "--temperatures", "0", "--no_metrics"]) == 1
+    assert main([*command, "--dtype", "float32", "--temperatures", "0", "--no_metrics"]) == 1
     printed = capsys.readouterr()
     assert "no speedup is stated" in printed.err
     assert "none; throughput" in printed.out

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from target_dtype import NAME
 from tiny_pair import tiny_pair, write_rows
 
 from eagle_hf import create_model_card
@@ -57,7 +58,7 @@ def broken(result, method="eagle"):
 class TestReport:
     def test_it_says_how_what_and_what_not(self, result):
         report = markdown_report(result)
-        for text in ("eagle-hf bench --seed 0", "threads", "float32", "torch ", "seed 0", "2 repeats", "n-alpha",
+        for text in ("eagle-hf bench --seed 0", "threads", NAME, "torch ", "seed 0", "2 repeats", "n-alpha",
                      "expected calibration error", "Left out (1):", "one.jsonl, line 2: 125 tokens",
                      "| tokens/s |", "tokens per verification"):  # fmt: skip
             assert text in report

@@ -9,6 +9,7 @@ import torch
 from architectures import ARCHITECTURES, VOCAB_SIZE, tiny_target
 from doubles import inference_tensors, random_draft
 from every_decoder import tiny_decoder
+from target_dtype import TARGET_DTYPE
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaForCausalLM
 
@@ -137,7 +138,7 @@ def test_a_table_of_positions_that_grows_with_the_text_stays_ordinary(modes):
         max_position_embeddings=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     torch.manual_seed(0)
-    target = AutoModelForCausalLM.from_config(config).eval()
+    target = AutoModelForCausalLM.from_config(config).to(TARGET_DTYPE).eval()
     plain = copy.deepcopy(target).generate(IDS, **OPTIONS)
     size = len(target.model.embed_positions.weights)
     assert torch.equal(generate(target), plain)
@@ -163,7 +164,7 @@ def test_what_hooks_see_meets_autograd(modes):
     generate(target)
     hook.remove()
     assert set(modes) == {False}
-    probe = nn.Linear(32, 1)
+    probe = nn.Linear(32, 1, dtype=target.dtype)
     probe(kept[-1]).sum().backward()
     generate(target)
     assert modes[-1]

@@ -10,6 +10,7 @@ from chain_only import CHAIN_ONLY, build
 from doubles import ScriptedChainDrafter, random_draft, scripted
 from packaging.version import Version
 from promises import left_padded_prompts
+from target_dtype import TARGET_DTYPE
 
 from eagle_hf.generation import decoding
 from eagle_hf.target import forward as forward_module
@@ -146,7 +147,7 @@ class TestInputsThatTheTargetPrepares:
         vision |= {"image_size": 16, "patch_size": 8, "intermediate_size": 48} if kind == "Kosmos2" else {"d_kv": 8}
         config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision, latent_query_num=4)
         torch.manual_seed(0)
-        target = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+        target = getattr(transformers, f"{kind}ForConditionalGeneration")(config).to(TARGET_DTYPE).eval()
         target = getattr(target, "text_model", target) if kind == "Kosmos2" else target  # which its `generate` calls
         with pytest.raises(ValueError, match="cannot verify drafts: .*off by"):
             target.generate(input_ids=torch.tensor([[5, 6, 7]]), assistant_model=random_draft(target), max_new_tokens=4)
@@ -229,7 +230,7 @@ def test_the_verdict_does_not_outlive_what_it_was_about(monkeypatch, change):
     elif change == "adapter":  # as PEFT puts them in the place of a layer
         target.model.layers[0].mlp.up_proj = torch.nn.Sequential(target.model.layers[0].mlp.up_proj)
     elif change == "dtype":
-        target.to(torch.bfloat16)
+        target.to(torch.float16)
     elif change == "another layer":
         target.model.layers = target.model.layers[:2]
     can_verify_trees(target, is_static=change == "static")
