@@ -15,6 +15,7 @@ from .checkpoints import export_checkpoint
 from .configuration_eagle import EagleConfig
 from .draft_options import DraftOptions
 from .generation.attaching import attach, detach
+from .generation.custom import decode
 from .generation.memory import forget
 from .generation.output import EagleGenerateOutput
 from .generation.seam import install, uninstall
@@ -37,6 +38,7 @@ __all__ = [
     "TrainingFacts",
     "attach",
     "create_model_card",
+    "decode",
     "detach",
     "export_checkpoint",
     "forget",
