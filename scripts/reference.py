@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference.md"
 MODULES = (
     "eagle_hf",
+    "eagle_hf.loading",
+    "eagle_hf.checkpoints",
+    "eagle_hf.hub",
     "eagle_hf.training",
     "eagle_hf.evaluation",
     "eagle_hf.visualization",

@@ -16,7 +16,7 @@ SOURCES = sorted((ROOT / "src" / "eagle_hf").rglob("*.py"))
 
 # From the lowest to the highest; a file imports files of its own layer and of lower ones.
 LAYERS = (
-    ("versions", "hub_names", "tree", "verification"),
+    ("lazy", "versions", "hub_names", "tree", "verification"),
     ("configuration_eagle", "draft_options"),
     ("cache",),
     ("target",),

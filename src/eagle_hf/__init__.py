@@ -1,8 +1,11 @@
 """
 EAGLE speculative decoding inside Hugging Face `generate`: the same tokens from fewer forwards of the target.
 
-Importing this package makes `generate(assistant_model=draft)` understand EAGLE drafts.
+Importing this package makes `generate(assistant_model=draft)` understand EAGLE drafts. Loading targets, publishing,
+training and measuring are in `eagle_hf.loading`, `eagle_hf.hub`, `eagle_hf.training` and `eagle_hf.evaluation`.
 """
+
+from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoModel
 
@@ -11,20 +14,26 @@ from .versions import __version__ as __version__
 
 
 # isort: split
-from .checkpoints import export_checkpoint
 from .configuration_eagle import EagleConfig
 from .draft_options import DraftOptions
 from .generation.attaching import attach, detach
 from .generation.custom import decode
 from .generation.memory import forget
 from .generation.output import EagleGenerateOutput
-from .generation.seam import install, uninstall
+from .generation.seam import install
 from .head.modeling_eagle import EagleDraftModel, EagleDraftOutput
-from .hub.card import Measurements, TaskResult, TrainingFacts, create_model_card
-from .inspection import inspect_head
-from .loading.targets import load_processor, load_target, load_tokenizer
+from .lazy import lazy_names
 from .tree import DraftTree
 
+
+if TYPE_CHECKING:
+    from . import checkpoints as checkpoints
+    from . import evaluation as evaluation
+    from . import hub as hub
+    from . import loading as loading
+    from . import training as training
+    from . import visualization as visualization
+    from .inspection import inspect_head
 
 __all__ = [
     "DraftOptions",
@@ -33,22 +42,18 @@ __all__ = [
     "EagleDraftModel",
     "EagleDraftOutput",
     "EagleGenerateOutput",
-    "Measurements",
-    "TaskResult",
-    "TrainingFacts",
     "attach",
-    "create_model_card",
     "decode",
     "detach",
-    "export_checkpoint",
     "forget",
     "inspect_head",
-    "install",
-    "load_processor",
-    "load_target",
-    "load_tokenizer",
-    "uninstall",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {"inspection": ("inspect_head",)},
+    packages=("checkpoints", "evaluation", "hub", "loading", "training", "visualization"),
+)
 
 AutoConfig.register(EagleConfig.model_type, EagleConfig, exist_ok=True)
 AutoModel.register(EagleConfig, EagleDraftModel, exist_ok=True)

@@ -14,7 +14,8 @@ import torch  # noqa: E402
 from doubles import random_draft  # noqa: E402
 from layouts import SAMPLES, golden_errors, tiny_llama  # noqa: E402
 
-from eagle_hf import EagleDraftModel, export_checkpoint  # noqa: E402
+from eagle_hf import EagleDraftModel  # noqa: E402
+from eagle_hf.checkpoints import export_checkpoint  # noqa: E402
 from eagle_hf.checkpoints.exporting import LAYOUTS  # noqa: E402
 
 

@@ -5,7 +5,8 @@ import torch
 from doubles import random_draft
 from layouts import FLAT, SAMPLES, check_golden, check_reference, dense_head, read_head, tiny_llama, write_head
 
-from eagle_hf import EagleDraftModel, export_checkpoint
+from eagle_hf import EagleDraftModel
+from eagle_hf.checkpoints import export_checkpoint
 
 
 LATENT = {

@@ -4,7 +4,8 @@ import pytest
 import torch
 from layouts import FLAT, HEAD_DIM, HIDDEN, VOCAB, check_reference, dense_head, read_head, write_head
 
-from eagle_hf import EagleDraftModel, export_checkpoint
+from eagle_hf import EagleDraftModel
+from eagle_hf.checkpoints import export_checkpoint
 
 
 # Derived from the target's configuration, so that most of it speaks of that.

@@ -4,7 +4,8 @@ import pytest
 import torch
 from engines.heads import HEADS, PLAIN, VOCAB, drawn_heads
 
-from eagle_hf import EagleConfig, EagleDraftModel, export_checkpoint
+from eagle_hf import EagleConfig, EagleDraftModel
+from eagle_hf.checkpoints import export_checkpoint
 from eagle_hf.checkpoints.ascending import ascending
 from eagle_hf.checkpoints.exporting import LAYOUTS
 

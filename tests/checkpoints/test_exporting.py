@@ -7,7 +7,8 @@ import torch
 from doubles import random_draft
 from layouts import SAMPLES, random_inputs, tiny_llama
 
-from eagle_hf import EagleDraftModel, export_checkpoint
+from eagle_hf import EagleDraftModel
+from eagle_hf.checkpoints import export_checkpoint
 from eagle_hf.checkpoints.exporting import LAYOUTS
 from eagle_hf.cli.main import main
 from eagle_hf.hub_names import is_hub_id

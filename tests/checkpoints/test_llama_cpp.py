@@ -7,7 +7,8 @@ import torch
 from doubles import random_draft
 from layouts import DRAFT_VOCAB, TARGET_LAYERS, VOCAB, read_head, tiny_llama
 
-from eagle_hf import EagleDraftModel, export_checkpoint
+from eagle_hf import EagleDraftModel
+from eagle_hf.checkpoints import export_checkpoint
 
 
 # What the llama.cpp of `llama_cpp_python` 0.3.36 did with random heads, one per option: how many of 48 chains of three

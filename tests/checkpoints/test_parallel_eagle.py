@@ -20,7 +20,8 @@ from layouts import (
     write_head,
 )  # fmt: skip
 
-from eagle_hf import EagleDraftModel, export_checkpoint
+from eagle_hf import EagleDraftModel
+from eagle_hf.checkpoints import export_checkpoint
 from eagle_hf.draft_options import DraftOptions
 from eagle_hf.drafting.drafter import Drafter
 

@@ -7,7 +7,8 @@ import torch
 from doubles import random_draft
 from layouts import FLAT, SAMPLES, check_golden, check_reference, dense_head, read_head, rename, tiny_llama, write_head
 
-from eagle_hf import EagleDraftModel, export_checkpoint
+from eagle_hf import EagleDraftModel
+from eagle_hf.checkpoints import export_checkpoint
 
 
 AUTHORS = FLAT | {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}

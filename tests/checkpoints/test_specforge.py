@@ -19,7 +19,8 @@ from layouts import (
     write_head,
 )  # fmt: skip
 
-from eagle_hf import EagleDraftModel, export_checkpoint
+from eagle_hf import EagleDraftModel
+from eagle_hf.checkpoints import export_checkpoint
 
 
 def specforge_head(folder, config=None, **extra):

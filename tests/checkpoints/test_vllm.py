@@ -5,7 +5,8 @@ import torch
 from doubles import random_draft
 from layouts import SAMPLES, random_inputs, read_head, tiny_llama
 
-from eagle_hf import EagleDraftModel, export_checkpoint
+from eagle_hf import EagleDraftModel
+from eagle_hf.checkpoints import export_checkpoint
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from doubles import random_draft
 from fake_hub import TOKEN, Client, FakeHub
 from huggingface_hub import ModelCard
 
-from eagle_hf import TrainingFacts, create_model_card
 from eagle_hf.cli.main import main
+from eagle_hf.hub import TrainingFacts, create_model_card
 from eagle_hf.hub.card_file import put_tables
 from eagle_hf.hub.training_facts import FILE
 

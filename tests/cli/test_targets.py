@@ -13,9 +13,9 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
-from eagle_hf import load_target
 from eagle_hf.cli import values
 from eagle_hf.cli.main import main
+from eagle_hf.loading import load_target
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # what PEFT asks

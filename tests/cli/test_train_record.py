@@ -11,8 +11,9 @@ from architectures import tiny_target
 from doubles import letter_tokenizer
 from huggingface_hub import ModelCard
 
-from eagle_hf import EagleDraftModel, create_model_card
+from eagle_hf import EagleDraftModel
 from eagle_hf.cli.main import main
+from eagle_hf.hub import create_model_card
 from eagle_hf.training.durable_checkpoints import complete_checkpoints
 
 

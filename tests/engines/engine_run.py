@@ -20,8 +20,8 @@ from engines.chains import LENGTH, compare, our_drafts
 from engines.heads import HEADS, drawn_heads, random_head
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from eagle_hf import EagleDraftModel, export_checkpoint
-from eagle_hf.checkpoints import modelopt, specforge, speculators
+from eagle_hf import EagleDraftModel
+from eagle_hf.checkpoints import export_checkpoint, modelopt, specforge, speculators
 
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,6 @@ from huggingface_hub import ModelCard
 from target_dtype import NAME
 from tiny_pair import tiny_pair, write_rows
 
-from eagle_hf import create_model_card
 from eagle_hf.evaluation import (
     BenchmarkSettings,
     load_result,
@@ -24,6 +23,7 @@ from eagle_hf.evaluation import (
 )
 from eagle_hf.evaluation.card import tables
 from eagle_hf.evaluation.running import summary
+from eagle_hf.hub import create_model_card
 
 
 CARDS = Path(__file__).parents[2] / "hub_cards"

@@ -14,6 +14,7 @@ from transformers.generation import GenerationMixin
 
 import eagle_hf
 from eagle_hf import EagleConfig, EagleDraftModel
+from eagle_hf.generation import seam
 from eagle_hf.versions import CACHE
 
 
@@ -37,15 +38,15 @@ def greedy(target, **kwargs):
 class TestInstall:
     def test_installing_again_does_nothing_and_uninstalling_restores(self):
         wrapped = GenerationMixin._assisted_decoding
-        eagle_hf.install()
+        seam.install()
         assert GenerationMixin._assisted_decoding is wrapped
-        eagle_hf.uninstall()
+        seam.uninstall()
         try:
             assert GenerationMixin._assisted_decoding is not wrapped
             assert "eagle_hf" not in GenerationMixin._assisted_decoding.__module__
-            eagle_hf.uninstall()
+            seam.uninstall()
         finally:
-            eagle_hf.install()
+            seam.install()
 
     def test_signatures_stay_what_generate_reads(self):
         parameters = inspect.signature(GenerationMixin._assisted_decoding).parameters
@@ -59,14 +60,14 @@ class TestInstall:
         assert torch.equal(greedy(target, prompt_lookup_num_tokens=3), greedy(target))
 
     def test_an_unknown_transformers_is_an_import_error(self, monkeypatch):
-        eagle_hf.uninstall()
+        seam.uninstall()
         try:
             monkeypatch.setattr(GenerationMixin, "_assisted_decoding", lambda self, ids: None)
             with pytest.raises(ImportError, match=rf"transformers {transformers.__version__}.*>=5.17,<5"):
-                eagle_hf.install()
+                seam.install()
         finally:
             monkeypatch.undo()
-            eagle_hf.install()
+            seam.install()
 
 
 class TestRefusals:

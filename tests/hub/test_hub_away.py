@@ -23,7 +23,8 @@ def client(hub):
     with Client(hub.url) as client:
         client.run("import time; time.sleep = lambda seconds: None")  # the client tries again and again
         client.run("from huggingface_hub import constants, snapshot_download")
-        client.run("from eagle_hf import EagleDraftModel, inspect_head, load_target, load_tokenizer")
+        client.run("from eagle_hf import EagleDraftModel, inspect_head")
+        client.run("from eagle_hf.loading import load_target, load_tokenizer")
         client.run("EagleDraftModel.from_pretrained('org/seen')")  # now in the cache
         client.run("snapshot_download('org/target')")
         yield client

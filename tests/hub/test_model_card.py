@@ -8,7 +8,8 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eagle_hf import DraftOptions, EagleDraftModel, Measurements, TaskResult, TrainingFacts, create_model_card
+from eagle_hf import DraftOptions, EagleDraftModel
+from eagle_hf.hub import Measurements, TaskResult, TrainingFacts, create_model_card
 from eagle_hf.hub.card import LIBRARY_NAME, eval_results
 from eagle_hf.hub.publishing import write_custom_generate
 

@@ -14,7 +14,8 @@ FILES = {".gitattributes", "README.md", "config.json", "generation_config.json",
 
 SETUP = f"""
 import torch
-from eagle_hf import EagleDraftModel, Measurements, TaskResult
+from eagle_hf import EagleDraftModel
+from eagle_hf.hub import Measurements, TaskResult
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 TOKEN = {TOKEN!r}
 draft = EagleDraftModel.from_pretrained({str(HEAD)!r})

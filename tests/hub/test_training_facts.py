@@ -7,7 +7,8 @@ import pytest
 from architectures import tiny_target
 from doubles import random_draft
 
-from eagle_hf import EagleDraftModel, Measurements, TaskResult, TrainingFacts, create_model_card
+from eagle_hf import EagleDraftModel
+from eagle_hf.hub import Measurements, TaskResult, TrainingFacts, create_model_card
 from eagle_hf.hub.training_facts import FILE, VERSION
 
 

@@ -22,7 +22,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from eagle_hf import EagleDraftModel, load_processor, load_target, load_tokenizer
+from eagle_hf import EagleDraftModel
+from eagle_hf.loading import load_processor, load_target, load_tokenizer
 from eagle_hf.loading.dtypes import parse_dtype
 from eagle_hf.loading.targets import _auto_class
 

@@ -7,7 +7,8 @@ from architectures import tiny_target
 from conftest import GOLDEN, golden_draft
 from doubles import random_draft
 
-from eagle_hf import EagleDraftModel, export_checkpoint
+from eagle_hf import EagleDraftModel
+from eagle_hf.checkpoints import export_checkpoint
 from eagle_hf.training import coverage, cut_vocabulary, most_frequent_tokens
 
 

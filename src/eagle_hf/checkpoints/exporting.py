@@ -54,7 +54,8 @@ def export_checkpoint(
     Example:
 
     ```python
-    >>> from eagle_hf import EagleConfig, EagleDraftModel, export_checkpoint
+    >>> from eagle_hf import EagleConfig, EagleDraftModel
+    >>> from eagle_hf.checkpoints import export_checkpoint
 
     >>> config = EagleConfig(hidden_size=64, intermediate_size=128, num_attention_heads=4, vocab_size=512)
     >>> draft = EagleDraftModel(config)

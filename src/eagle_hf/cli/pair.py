@@ -76,7 +76,7 @@ class Pair:
 
     @classmethod
     def load(cls, target: str, draft: str, **options: Any) -> "Pair":
-        """Load both from the Hub or from folders; `options` are those of [`~eagle_hf.load_target`]."""
+        """Load both from the Hub or from folders; `options` are those of [`~eagle_hf.loading.load_target`]."""
         check_target(target, **file_options(options))
         head = EagleDraftModel.from_pretrained(draft)  # before the target: less is waited for in vain
         model = load_target(target, **options)

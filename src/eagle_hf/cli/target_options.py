@@ -48,7 +48,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
 
 def target_options(args: argparse.Namespace, use_gpu: bool = True) -> dict[str, Any]:
     """
-    Returns the options as [`~eagle_hf.load_target`] takes them.
+    Returns the options as [`~eagle_hf.loading.load_target`] takes them.
 
     Args:
         args (`argparse.Namespace`): The options as they were read.

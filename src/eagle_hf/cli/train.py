@@ -22,7 +22,8 @@ from transformers.utils import logging
 from ..data.frozen_clock import now
 from ..draft_options import DraftOptions
 from ..head.modeling_eagle import EagleDraftModel
-from ..hub.card import Measurements, TaskResult, create_model_card
+from ..hub.card import create_model_card
+from ..hub.measurements import Measurements, TaskResult
 from ..hub.public_command import public_command
 from ..hub_names import hub_id, is_hub_id
 from ..loading.targets import file_options, load_target, load_tokenizer

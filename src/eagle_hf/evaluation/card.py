@@ -8,8 +8,9 @@ import torch
 from huggingface_hub import ModelCard
 
 from ..head.modeling_eagle import EagleDraftModel
-from ..hub.card import Measurements, TaskResult, create_model_card, eval_results
+from ..hub.card import create_model_card, eval_results
 from ..hub.card_file import put_tables
+from ..hub.measurements import Measurements, TaskResult
 from ..hub.public_command import without_paths
 from .averages import ALL
 from .environment import weights_digest

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..hub.card import current_versions
+from ..hub.measurements import current_versions
 
 
 def cpu_name() -> str:

@@ -17,7 +17,6 @@ from ..checkpoints.validation import check_tensors
 from ..configuration_eagle import EagleConfig
 from ..draft_options import DraftOptions
 from ..fast.cpu import linear
-from ..hub.publishing import push_head
 from ..hub.training_facts import FILE as TRAINING_RECORD
 from ..hub.training_facts import TrainingFacts
 from ..versions import CACHE, cache_of
@@ -237,6 +236,8 @@ class EagleDraftModel(PreTrainedModel):
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Push to the Hub in one commit, with a model card; arguments as in [`~eagle_hf.hub.publishing.push_head`]."""
+        from ..hub.publishing import push_head  # the Hub's client is imported by who publishes
+
         return push_head(self, repo_id, **kwargs)
 
     @property

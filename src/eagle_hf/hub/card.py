@@ -14,10 +14,8 @@ from transformers import PreTrainedModel
 from .. import versions
 from ..draft_options import DraftOptions
 from ..hub_names import hub_id, is_hub_id
-from .measurements import Measurements as Measurements
-from .measurements import TaskResult as TaskResult
-from .measurements import current_versions as current_versions
-from .training_facts import TrainingFacts as TrainingFacts
+from .measurements import Measurements, TaskResult, current_versions
+from .training_facts import TrainingFacts
 
 
 LIBRARY_NAME = "eagle_hf"
@@ -65,7 +63,8 @@ def create_model_card(
     Example:
 
     ```python
-    >>> from eagle_hf import EagleDraftModel, create_model_card
+    >>> from eagle_hf import EagleDraftModel
+    >>> from eagle_hf.hub import create_model_card
 
     >>> draft = EagleDraftModel.from_pretrained("hub_cards/EAGLE3-demo-llama-10m")
     >>> create_model_card(draft, "org/head", license="apache-2.0").save("runs/README.md")

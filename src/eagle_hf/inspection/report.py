@@ -156,7 +156,7 @@ def inspect_head(
         max_new_tokens (`int`, *optional*, defaults to 96): Length of the answers.
         depth (`int`, *optional*, defaults to 5): Length of the chains.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): Of the target where it is loaded here.
-        target_options (`dict`, *optional*): How else it is loaded: arguments of [`~eagle_hf.load_target`].
+        target_options (`dict`, *optional*): How else it is loaded: arguments of [`~eagle_hf.loading.load_target`].
         hub_kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only` of the head.
 
     Returns:

@@ -96,7 +96,7 @@ def load_target(
     ```python
     >>> import eagle_hf
 
-    >>> target = eagle_hf.load_target("hub_cards/demo-llama-10m", dtype="bf16")  # doctest: +SKIP
+    >>> target = eagle_hf.loading.load_target("hub_cards/demo-llama-10m", dtype="bf16")  # doctest: +SKIP
     ```
     """
     dtype = parse_dtype(dtype)

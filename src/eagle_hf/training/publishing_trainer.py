@@ -28,7 +28,8 @@ class PublishingTrainer(Trainer):
         args ([`EagleTrainingArguments`]): Training arguments.
         kwargs: Further arguments of [`~transformers.Trainer`].
 
-    `described` holds fields of [`~eagle_hf.TrainingFacts`] that only the caller knows, such as `command` and `data`.
+    `described` holds fields of [`~eagle_hf.hub.TrainingFacts`] that only the caller knows, such as `command` and
+    `data`.
 
     Raises:
         `ValueError`: with `push_to_hub`, if the head's target has no name on the Hub.
@@ -96,7 +97,7 @@ class PublishingTrainer(Trainer):
         Args:
             commit_message, token, revision, private (*optional*): As in [`~transformers.Trainer.push_to_hub`].
             blocking (`bool`): Without effect: the commit is made when this returns.
-            kwargs: Arguments of [`~eagle_hf.create_model_card`].
+            kwargs: Arguments of [`~eagle_hf.hub.create_model_card`].
 
         Raises:
             `ValueError`: if no `hub_model_id` is given, or the target has no name on the Hub.

@@ -10,8 +10,8 @@ from .arguments import EagleTrainingArguments
 
 def facts_of(trainer: Trainer) -> dict[str, Any]:
     """
-    Returns what a trainer knows of its run, as fields of [`~eagle_hf.TrainingFacts`]: over all pieces of a run that was
-    interrupted, with the defaults that were in use, and without paths of this machine.
+    Returns what a trainer knows of its run, as fields of [`~eagle_hf.hub.TrainingFacts`]: over all pieces of a run that
+    was interrupted, with the defaults that were in use, and without paths of this machine.
     """
     args, state, progress = trainer.args, trainer.state, trainer.progress
     is_eagle1 = trainer.model.config.eagle_version == 1
