@@ -24,7 +24,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 import eagle_hf
 from eagle_hf import DraftOptions, EagleGenerateOutput
-from eagle_hf.generation import custom
+from eagle_hf.generation import custom, seam
 from eagle_hf.hub.publishing import write_custom_generate
 from eagle_hf.versions import CACHE
 
@@ -39,9 +39,9 @@ CALL = {"max_new_tokens": 16, "eos_token_id": None, "return_dict_in_generate": T
 
 @pytest.fixture(autouse=True)
 def nothing_is_replaced():
-    eagle_hf.uninstall()
+    seam.uninstall()
     yield
-    eagle_hf.install()
+    seam.install()
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_options_are_keywords_or_in_the_config(target, draft):
 
 
 def test_it_works_where_the_methods_are_wrapped_as_well(target, draft):
-    eagle_hf.install()
+    seam.install()
     both(target, draft)
 
 

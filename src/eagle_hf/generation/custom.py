@@ -1,6 +1,6 @@
 """
 The decoding loop in the public form of `transformers`: a callable that `generate` takes as `custom_generate`. No method
-of `transformers` is replaced for it, so that it works after [`~eagle_hf.uninstall`] as well.
+of `transformers` is replaced for it: it works after [`~eagle_hf.generation.seam.uninstall`] as well.
 
 `generate` prepares the call, and hands a callable what it hands its own loops, but for what it calls the arguments of a
 mode. These it drops without a word, so that they go by names of ours here:
