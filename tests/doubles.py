@@ -130,7 +130,7 @@ class ScriptedChainDrafter(ScriptedDrafter):
 
 def scripted(monkeypatch, make: Callable[[], ScriptedDrafter]) -> None:
     """Let the next calls of `generate` draft with what `make` returns."""
-    monkeypatch.setattr("eagle_hf.generation.proposals.Drafter", lambda *args: make())
+    monkeypatch.setattr("eagle_hf.generation.decoding.open_drafter", lambda *args: make())
 
 
 def letter_tokenizer() -> PreTrainedTokenizerFast:

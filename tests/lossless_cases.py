@@ -418,7 +418,7 @@ def _with_tree(call: Call, tree: Tree, truth: list[list[int]], **more: Any) -> t
         return drafter
 
     inputs = _inputs(call, head)
-    with patch("eagle_hf.generation.proposals.Drafter", make_drafter):
+    with patch("eagle_hf.generation.decoding.open_drafter", make_drafter):
         return _generate(call, head, options, inputs, **more)
 
 

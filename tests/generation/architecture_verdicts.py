@@ -72,6 +72,6 @@ def texts(target: PreTrainedModel, verifies: str, rows: int = 1, seed: int = 0, 
     truth = plain[:, inputs["input_ids"].shape[1] :].tolist()
     drafter = (ScriptedDrafter if verifies == TREES else ScriptedChainDrafter)(truth, seed)
     torch.manual_seed(seed)
-    with mock.patch("eagle_hf.generation.proposals.Drafter", return_value=drafter):
+    with mock.patch("eagle_hf.generation.decoding.open_drafter", return_value=drafter):
         ours = target.generate(**inputs, **kwargs, assistant_model=fitting_draft(target))
     return plain, ours.sequences, ours.target_forwards

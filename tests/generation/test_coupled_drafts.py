@@ -11,7 +11,7 @@ from promises import PROMPT_LENGTHS, left_padded_prompts, target_of
 from transformers import AutoModelForCausalLM
 
 from eagle_hf import EagleDraftModel
-from eagle_hf.generation.choosing import PathSelector, TokenSelector
+from eagle_hf.generation.choosing import NodeChooser, TokenChooser
 
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
@@ -52,10 +52,7 @@ def accepted(target, draft, is_coupled, **options):
     [({}, 1.3), ({"temperature": 0.8}, 1.05), ({"top_p": 0.9}, 1.1), ({"repetition_penalty": 1.05}, 1.2)],
     ids=["as it is", "colder", "nucleus", "token by token"],
 )
-@pytest.mark.parametrize("selector", ["path", "nodes"])
-def test_more_is_accepted_of_the_same_text(monkeypatch, options, factor, selector):
-    if selector == "nodes":
-        monkeypatch.setattr(PathSelector, "DEVICES", ())
+def test_more_is_accepted_of_the_same_text(options, factor):
     target, draft = demo_pair()
     assert accepted(target, draft, True, **options) > factor * accepted(target, draft, False, **options)
 
@@ -71,9 +68,9 @@ def test_noise_of_another_column_is_worth_nothing(monkeypatch):
     """Negative control: what is gained comes from the noise being the right one."""
     target, draft = demo_pair()
     right = accepted(target, draft, True)
-    ahead = PathSelector.noise_ahead
+    ahead = NodeChooser.noise_ahead
     monkeypatch.setattr(
-        PathSelector, "noise_ahead", lambda self, n: tuple(x.roll(1, -1) if x.dim() else x for x in ahead(self, n))
+        NodeChooser, "noise_ahead", lambda self, n: tuple(x.roll(1, -1) if x.dim() else x for x in ahead(self, n))
     )
     assert accepted(target, draft, True) < 0.7 * right
 
@@ -106,7 +103,7 @@ def test_parallel_heads_draft_chains_whatever_the_options_say(kind):
 
 def test_looking_ahead_leaves_the_generator_where_it_was(monkeypatch):
     target, inputs = target_of("llama"), left_padded_prompts(PROMPT_LENGTHS)
-    ahead, calls = TokenSelector.noise_ahead, []
+    ahead, calls = TokenChooser.noise_ahead, []
 
     def watched(self, num_tokens):
         before = torch.get_rng_state()
@@ -114,7 +111,7 @@ def test_looking_ahead_leaves_the_generator_where_it_was(monkeypatch):
         calls.append(torch.equal(before, torch.get_rng_state()))
         return noise
 
-    monkeypatch.setattr(TokenSelector, "noise_ahead", watched)
+    monkeypatch.setattr(TokenChooser, "noise_ahead", watched)
     sampled(target, random_draft(target), 0, inputs=inputs, repetition_penalty=1.2)
     assert calls
     assert all(calls)

@@ -83,7 +83,7 @@ def test_static_tree_from_explicit_paths_is_the_default_one(golden_target):
 
 class ReferenceRule:
     """
-    The reference's recursive rejection on recorded uniforms, in place of a selector: with our trees and our forwards it
+    The reference's recursive rejection on recorded uniforms, in place of a chooser: with our trees and our forwards it
     must emit the reference's tokens. Its warpers run in the order temperature, top-p, top-k.
     """
 
@@ -111,7 +111,7 @@ class ReferenceRule:
     def multinomial(self, p):
         return int((p.cumsum(0) / p.sum() > self.next_uniform("m")).nonzero()[0])
 
-    def select(self, tree, logits):
+    def advance(self, logits, tree):
         tokens, parents = tree.tokens[0].tolist(), tree.parents[0].tolist()
         path, emitted = [0], []
         while True:
@@ -148,7 +148,7 @@ def test_sampled_generation_replays_the_references(golden_target, monkeypatch, n
         output_draft_trees=True,
     )
     monkeypatch.setattr(
-        "eagle_hf.generation.decoding.make_selector",
+        "eagle_hf.generation.decoding.open_chooser",
         lambda sequences, *args: ReferenceRule(
             sequences, expected["sampling"], expected["uniforms"], len(expected["accept_lengths"])
         ),

@@ -316,7 +316,7 @@ def test_a_cache_that_the_user_has_filled_drafts_from_what_the_call_reads(target
 
 def test_nothing_is_kept_where_nobody_sees_the_cache(target, monkeypatch):
     draft, inputs = make_draft(target), prompts(1)
-    monkeypatch.setattr("eagle_hf.generation.proposals.keep_rows", lambda *args: pytest.fail("kept"))
+    monkeypatch.setattr("eagle_hf.generation.kept_rows.keep_rows", lambda *args: pytest.fail("kept"))
     target.generate(**inputs, assistant_model=draft, **OPTIONS | {"return_dict_in_generate": False})
     target.generate(**inputs, **OPTIONS)
 

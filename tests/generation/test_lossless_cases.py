@@ -110,7 +110,7 @@ class TestRefusals:
             torch.rand(1)
             return pairing.check_cache(None)
 
-        monkeypatch.setattr(decoding, "make_selector", late)
+        monkeypatch.setattr(decoding, "open_chooser", late)
         assert mismatches(GREEDY)[0].startswith("refused after something was drawn")
 
 
@@ -186,8 +186,8 @@ class TestNegativeControls:
         assert mismatches(SAMPLED) == ["state of the global generator"]
 
     def test_a_token_that_is_not_streamed(self, monkeypatch):
-        real = sequences.Sequences._stream
-        monkeypatch.setattr(sequences.Sequences, "_stream", lambda self, end: real(self, min(end, 25)))
+        real = sequences.Text._stream
+        monkeypatch.setattr(sequences.Text, "_stream", lambda self, end: real(self, min(end, 25)))
         assert mismatches(SAMPLED) == ["what was streamed"]
 
     def test_hidden_states_of_another_node(self, monkeypatch):

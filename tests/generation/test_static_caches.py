@@ -68,7 +68,7 @@ def with_static_cache(target, form, rows=1, do_sample=False, columns=48, is_tree
             continue
         truth = outputs[0].sequences[:, inputs["input_ids"].shape[1] :].tolist()
         drafter = (ScriptedDrafter if is_tree else ScriptedChainDrafter)(truth, seed=2, hit_rate=hit_rate)
-        with mock.patch("eagle_hf.generation.proposals.Drafter", return_value=drafter):
+        with mock.patch("eagle_hf.generation.decoding.open_drafter", return_value=drafter):
             outputs.append(call(assistant_model=fitting_draft(target)))
     return outputs
 

@@ -10,7 +10,7 @@ from promises import PROMPT_LENGTHS, left_padded_prompts, target_of
 from transformers.generation import MaxLengthCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
-from eagle_hf.generation.text import Sequences
+from eagle_hf.generation.text import Text
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_what_is_read_again_can_be_embedded():
     config = target_of("llama").generation_config.__class__(pad_token_id=-1)
     config._pad_token_tensor = torch.tensor(-1)
     criteria = StoppingCriteriaList([MaxLengthCriteria(9)])
-    sequences = Sequences(torch.tensor([[3, 4], [5, 6]]), criteria, config, None)
+    sequences = Text(torch.tensor([[3, 4], [5, 6]]), criteria, config, None)
     sequences.append_rows([[7, 8, 9], [10]])
     assert sequences.ids.min() == -1
     assert sequences.last(3, [3, 1]).tolist() == [[7, 8, 9], [10, 0, 0]]

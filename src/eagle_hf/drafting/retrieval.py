@@ -132,7 +132,7 @@ class Retrieval:
         for row, prompt in zip(self.rows, prompts, strict=True):
             row.extend(prompt)
 
-    def add_to(
+    def extend(
         self,
         tree: DraftTree,
         new_tokens: Sequence[Sequence[int]],
@@ -141,6 +141,8 @@ class Retrieval:
         sizing: FixedSizing | TreeSizing,
     ) -> DraftTree:
         """
+        Adds a path to every tree.
+
         Args:
             tree ([`DraftTree`]): The trees that the head has grown.
             new_tokens (`Sequence[Sequence[int]]` of length `batch_size`): New tokens so far, the roots last.
@@ -149,9 +151,11 @@ class Retrieval:
             sizing ([`FixedSizing`] or [`TreeSizing`]): Says how many tokens are worth verifying.
 
         Returns:
-            [`DraftTree`]: With one more path, equally many new nodes in every row; rows where less is repeated than in
-            others get guesses that are worth nothing. The trees as they were where too little repeats itself.
-        """  # noqa: D205
+            [`DraftTree`]: With one more path, equally many new nodes in every row: rows with shorter matches are
+            padded with arbitrary tokens. The trees as they were where too little repeats itself.
+        """
+        if not sizing.looks_up:
+            return tree
         for index, tokens in enumerate(new_tokens):
             self.rows[index].extend(tokens[self._num_read[index] :])
             self._num_read[index] = len(tokens)
@@ -170,7 +174,9 @@ class Retrieval:
         log_probs = [_log_prob(row.match_length) for row in self.rows]
         device = tree.tokens.device
         scores = torch.tensor(log_probs, dtype=torch.float32, device=device)
-        return add_path(tree, torch.tensor(path, device=device), count, scores)
+        extended = add_path(tree, torch.tensor(path, device=device), count, scores)
+        sizing.verifies(extended)
+        return extended
 
 
 def _log_prob(match_length: int) -> float:

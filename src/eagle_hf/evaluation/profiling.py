@@ -29,7 +29,7 @@ from ..draft_options import DraftOptions
 from ..drafting.draft_network import DraftNetwork
 from ..drafting.drafter import Drafter
 from ..fast.compiled_head import CompiledDraftNetwork
-from ..generation.choosing import NodeSelector, PathSelector, TokenSelector
+from ..generation.choosing import NodeChooser, TokenChooser
 from ..head.modeling_eagle import EagleDraftModel
 from ..target.target import Target
 from .timing import synchronize, timed
@@ -49,9 +49,8 @@ CALLS: tuple[tuple[str, type, str], ...] = (
     ("draft", CompiledDraftNetwork, "grow"),
     ("draft", CompiledDraftNetwork, "read_and_grow"),
     ("verify", Target, "verify"),
-    ("walk", NodeSelector, "select"),
-    ("walk", PathSelector, "select"),
-    ("walk", TokenSelector, "select"),
+    ("walk", NodeChooser, "advance"),
+    ("walk", TokenChooser, "advance"),
     ("cache", Target, "keep"),
 )
 PARTS = ("draft", "tree", "verify", "walk", "cache")

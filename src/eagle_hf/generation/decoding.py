@@ -10,10 +10,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
-from transformers.utils import logging
 
 from ..cache.keeping import capacity
-from ..draft_options import DraftOptions
+from ..drafting.auto_size import remember
 from ..fast.compiled_target import columns_of_text, with_room
 from ..head.modeling_eagle import EagleDraftModel
 from ..target.features import FeatureReader
@@ -22,16 +21,15 @@ from ..target.probe import can_verify_trees
 from ..target.target import Target
 from ..tree import DraftTree
 from ..versions import CACHE
-from .choosing import Records, make_selector
+from .choosing import open_chooser
 from .converted_heads import align_draft
+from .kept_rows import RowsOfCache
+from .opening import open_drafter, open_lookup, open_options, open_sizing, situation_of
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
-from .proposals import Proposals
 from .records import LayerRecords
-from .text import Sequences
-
-
-logger = logging.get_logger(__name__)
+from .scores import ScoreRecords
+from .text import Text
 
 
 def eagle_decoding(
@@ -48,16 +46,16 @@ def eagle_decoding(
     **model_kwargs: Any,
 ) -> EagleGenerateOutput | torch.Tensor:
     r"""
-    Generate with draft trees. The text is that of plain `generate`: greedy token for token, sampling seed for seed.
+    Generates with draft trees. The text is that of plain `generate`: greedy token for token, sampling seed for seed.
 
     Every step works on the newest token of each row, the root, which is in no cache yet:
 
     ```text
-    draft   grow a tree below the root from the features known so far         Proposals.next_tree
-    target  one forward over all nodes, each seeing its own path              Target.verify
-    walk    the target's own next tokens, as long as the tree contains them   select
-    cache   keep the nodes of that path, drop the others                      Target.keep
-    draft   learn the true features of the kept nodes                         Proposals.read_accepted
+    grow     a tree below the root, from the features known so far                    drafter.grow
+    verify   one forward of the target over all nodes, each seeing its own path       target.verify
+    advance  the text by the target's own tokens, as long as the tree contains them   chooser.advance
+    keep     the nodes of that path in the cache, drop the others                     target.keep
+    learn    the true features of the kept nodes                                      drafter.read_accepted
     ```
 
     Args:
@@ -72,70 +70,75 @@ def eagle_decoding(
     Returns:
         [`EagleGenerateOutput`] or `torch.LongTensor` of shape `(batch_size, length)`
     """
-    cache_name = cache_argument(model)
     is_tree = verifies_trees(model, input_ids, generation_config, model_kwargs)
     head = align_draft(model, draft)
-    options = DraftOptions.from_generation_config(draft.generation_config, head.device.type, written)
-    if not is_tree and options.draft_tree not in ("chain", "auto"):
-        logger.warning_once(
-            f"{type(model).__name__} verifies chains only, as its layers take no mask per node: the draft proposes "
-            "chains. `draft.generation_config.draft_tree = 'chain'` says so without this warning."
-        )
-    if not is_tree or draft.config.parallel_drafting:  # P-EAGLE drafts chains whatever the options say
-        options = options.as_chain()
-
+    options = open_options(model, draft, head, is_tree, written)
+    cache_name = cache_argument(model)
     model_kwargs[cache_name] = with_room(model, model_kwargs[cache_name], options.max_nodes)
-    sequences = Sequences(input_ids, stopping_criteria, generation_config, streamer)
-    target = Target(
-        model, generation_config, model_kwargs, FeatureReader(model, draft.config), is_tree, options.max_nodes
-    )
-    proposals = Proposals(draft, head, options, target, sequences, synced_gpus)
-    records = Records(generation_config, sequences.batch_size)
+
+    text = Text(input_ids, stopping_criteria, generation_config, streamer)
+    reader = FeatureReader(model, draft.config)
+    target = Target(model, generation_config, model_kwargs, reader, is_tree, options.max_nodes)
+    situation = situation_of(target, text.batch_size)
+    sizing = open_sizing(draft, options, target, situation)
+    drafter = open_drafter(head, options, target, sizing, synced_gpus)
+    rows = RowsOfCache(target, draft, text)
+    records = ScoreRecords(generation_config, text.batch_size)
     layer_records = LayerRecords(generation_config)
-    history = History(sequences.batch_size, keeps_trees=options.output_draft_trees)
+    history = History(text.batch_size, keeps_trees=options.output_draft_trees)
 
     with target:
+        # The prompt: a plain forward and a plain token, the walk through a tree of its last token alone.
         logits = target.prefill(input_ids)
         layer_records.add_prompt(target.prompt_outputs, target.num_prompt_columns)
-        selector = make_selector(
-            sequences, logits_processor, generation_config, records, logits, target.rows_may_run_ahead
-        )
-        selector.select(DraftTree.root_only(input_ids.new_zeros(len(input_ids))), logits)
-        if not sequences.done or target.is_users_cache:
-            proposals.read_prompt()
-        while model._has_unfinished_sequences(sequences.done, synced_gpus, device=input_ids.device):
-            if sequences.done:  # but other ranks are not
-                target.idle(sequences.newest())
+        chooser = open_chooser(text, logits_processor, generation_config, records, logits, target.rows_may_run_ahead)
+        chooser.advance(logits, DraftTree.root_only(input_ids.new_zeros(len(input_ids))))
+        noise = chooser.noise_ahead if options.draft_coupling else None
+        prompt = target.prompt_features(text.prompt_len)
+        rows.begin(drafter, prompt)
+        lookup = open_lookup(options, rows, replaces_tree=not is_tree)
+        # The next replay of a CUDA graph may write over what an earlier one has returned.
+        learn_prompt = drafter.read_prompt if target.has_fixed_shapes else drafter.defer_prompt
+        learn_prompt(prompt.states, text.ids[:, -prompt.seq_len :], prompt.positions, prompt.mask)
+
+        while model._has_unfinished_sequences(text.done, synced_gpus, device=input_ids.device):
+            if text.done:  # but other ranks are not
+                target.idle(text.newest())
                 continue
-            open_rows = sequences.open_rows()
-            tree = proposals.next_tree(open_rows, selector.noise_ahead)
+            open_rows = text.open_rows()
+            max_depth = target.clamp_depth(text.max_draft_depth())
+            tree = drafter.grow(text.newest(), max_depth, noise)
+            if lookup is not None:
+                tree = lookup.extend(tree, text.new_tokens, open_rows, max_depth, drafter.sizing)
             verified = target.verify(tree)
-            paths = selector.select(verified.tree, verified.logits)
+            paths = chooser.advance(verified.logits, verified.tree)
+            features = target.keep(verified, paths)
+            if chooser.draft_is_broken:
+                drafter.stop()
+            if not text.done or target.outlives_generate:
+                counts = [len(path) if row in open_rows else 0 for row, path in enumerate(paths)]
+                drafter.read_accepted(features, text.last(features.shape[1], counts), counts)
             history.add(verified.tree, paths, open_rows)
             layer_records.add(verified.layer_outputs, paths)
-            features = target.keep(verified, paths)
-            if selector.draft_is_broken:
-                proposals.drafter.stop()
-            if not sequences.done or target.outlives_generate:
-                proposals.read_accepted(features, paths, open_rows)
-        if target.outlives_generate and (late := selector.rows_without_last_token()):
-            verified = target.verify(DraftTree.root_only(sequences.newest()))
-            paths = [[0] if row in late else [] for row in range(sequences.batch_size)]
+
+        if target.outlives_generate and (late := chooser.rows_without_last_token()):
+            verified = target.verify(DraftTree.root_only(text.newest()))
+            paths = [[0] if row in late else [] for row in range(text.batch_size)]
             layer_records.add(verified.layer_outputs, paths)
             target.keep(verified, paths)
         elif not target.catch_up() and synced_gpus:  # another rank may have such rows, or lag behind
-            target.idle(sequences.newest())
-    selector.finish()
-    proposals.finish()
+            target.idle(text.newest())
+    chooser.finish()
+    if sizing is not None:
+        remember(draft, model, situation, sizing)
     if target.outlives_generate:
-        proposals.keep()
-
+        rows.keep(drafter)
     if streamer is not None:
         streamer.end()
     if not generation_config.return_dict_in_generate:
-        return sequences.ids.clone()
+        return text.ids.clone()
     return EagleGenerateOutput(
-        sequences=sequences.ids.clone(),
+        sequences=text.ids.clone(),
         scores=records.scores,
         logits=records.logits,
         attentions=layer_records.attentions,
@@ -143,9 +146,9 @@ def eagle_decoding(
         **{CACHE: target.cache},
         acceptance_lengths=history.acceptance_lengths,
         target_forwards=target.num_forwards,
-        draft_forwards=proposals.drafter.num_forwards,
+        draft_forwards=drafter.num_forwards,
         draft_trees=history.trees,
-        tree_sizing=proposals.sizing,
+        tree_sizing=sizing,
     )
 
 

@@ -15,24 +15,91 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 
-from ..drafting.head_rows import HeadRows
+from ..drafting.drafter import Drafter
+from ..drafting.head_rows import HeadRows, KeepsRows, owned
 from ..head.modeling_eagle import EagleDraftModel
+from ..target.recurrent import counts_columns
+from ..target.target import PromptFeatures, Target
+from .text import Text
 
 
 _NAME = "_eagle_hf_rows"
 UNKNOWN = -1  # stands for tokens that nobody has told
 
 
+class RowsOfCache:
+    """
+    Lets a head go on with the rows that an earlier call on the same cache has left, and leaves its own for the next
+    one. Made before the prefill, which changes the cache.
+
+    Args:
+        target ([`Target`]): The target.
+        draft ([`EagleDraftModel`]): The head as the user has it.
+        text ([`Text`]): The growing text.
+    """
+
+    def __init__(self, target: Target, draft: EagleDraftModel, text: Text):
+        self._target, self._draft, self._text = target, draft, text
+        self._kept, self._is_untouched = find_rows(target.cache, target.model, draft, text.batch_size)
+        self._earlier_text: torch.Tensor | None = None  # (batch_size, n): what the cache holds and the call did not say
+        self._columns = torch.empty(0)  # (batch_size, num_rows): what the head's rows up to the prompt's end stand for
+
+    def begin(self, drafter: Drafter, prompt: PromptFeatures) -> None:
+        """Lets the head begin with its rows of an earlier call on this cache, as far as they are of this text."""
+        kept, self._kept = self._kept, None
+        num_missing = self._target.num_prompt_columns - self._text.prompt_len
+        if num_missing > 0:  # the call was given its new tokens alone, or embeddings
+            earlier = self._text.ids.new_full((self._text.batch_size, num_missing), UNKNOWN)
+            if kept is not None and self._is_untouched and prompt.first_column == num_missing == kept.length:
+                earlier = kept.text[:, :num_missing].to(earlier.device)
+            self._earlier_text = earlier
+        columns = torch.arange(prompt.first_column, self._target.num_prompt_columns)
+        self._columns = columns.expand(self._text.batch_size, -1)
+        if kept is not None and prompt.first_column > 0 and isinstance(drafter, KeepsRows):
+            valid = kept.valid(self.whole_text(), prompt.first_column)
+            if valid.any():
+                drafter.begin_with(kept.rows, valid)
+                self._columns = torch.cat([kept.columns[:, : valid.shape[1]], self._columns], dim=1)
+
+    def whole_text(self) -> torch.Tensor:
+        """
+        Returns the tokens of the cache's columns and the newest ones, of shape `(batch_size, length)`; [`UNKNOWN`]
+        where nobody has told them.
+        """
+        ids = self._text.ids
+        return ids if self._earlier_text is None else torch.cat([self._earlier_text, ids], dim=1)
+
+    def known_text(self) -> torch.Tensor:
+        """Returns the whole text if all of it is known, otherwise what this call was given and has written."""
+        is_known = self._earlier_text is None or bool((self._earlier_text != UNKNOWN).all())
+        return self.whole_text() if is_known else self._text.ids
+
+    def keep(self, drafter: Drafter) -> None:
+        """Keeps what the head knows with the target's cache, for the next call on it."""
+        if not counts_columns(self._target.cache):
+            return
+        reads_prompt = self._target.is_users_cache  # which is meant to be used again, whatever this call needed
+        rows = drafter.rows(reads_prompt) if isinstance(drafter, KeepsRows) else None
+        if rows is None:
+            return
+        first = self._target.num_prompt_columns
+        following = torch.arange(first, first + rows.real().shape[1] - self._columns.shape[1])
+        columns = torch.cat([self._columns, following.expand(len(self._columns), -1)], dim=1)
+        keep_rows(self._target.cache, self._target.model, self._draft, rows, columns, owned(self.whole_text()))
+
+
 @dataclass(frozen=True)
 class KeptRows:
     """
+    Holds the rows of a head that belong to a cache.
+
     Args:
         rows ([`HeadRows`]): What the head knows.
         columns (`torch.LongTensor` of shape `(batch_size, num_rows)`): The column of the text that each row stands for.
         text (`torch.LongTensor` of shape `(batch_size, length + 1)`): Tokens by column, the newest included.
         length (`int`): Columns of the cache when it was handed back.
         target (`weakref.ref`): The target.
-    """  # noqa: D205
+    """
 
     rows: HeadRows
     columns: torch.Tensor
@@ -42,7 +109,7 @@ class KeptRows:
 
     def valid(self, text: torch.Tensor, num_columns: int) -> torch.Tensor:
         """
-        Which rows are those of another text.
+        Returns which rows are those of another text.
 
         Args:
             text (`torch.LongTensor` of shape `(batch_size, length)`): The other text, by column.

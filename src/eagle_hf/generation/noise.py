@@ -13,10 +13,8 @@ class SamplingNoise:
     Args:
         batch_size (`int`): Rows of the batch.
         vocab_size (`int`): Tokens of the target.
-        device (`torch.device`): Device of the target's logits, one of `DEVICES`.
+        device (`torch.device`): Device of the target's logits, one that `is_known`.
     """
-
-    DEVICES = ("cpu", "cuda")  # whose `multinomial` works this way
 
     def __init__(self, batch_size: int, vocab_size: int, device: torch.device):
         self.shape = (batch_size, vocab_size)
@@ -30,9 +28,14 @@ class SamplingNoise:
         self._blocks: list[torch.Tensor] = []
         self._states: list[torch.Tensor] = []  # generator state before each block, for all columns from 0 on
 
+    @staticmethod
+    def is_known(device: torch.device) -> bool:
+        """Returns whether `multinomial` is known to draw its random numbers like this on a device."""
+        return device.type in ("cpu", "cuda")
+
     def at_nodes(self, first_columns: list[int], depths: torch.Tensor, max_depth: int) -> torch.Tensor:
         """
-        Exponentials for the nodes of draft trees.
+        Returns the exponentials for the nodes of draft trees.
 
         Args:
             first_columns (`list[int]` of length `batch_size`): New column that the token after the root goes to.
@@ -57,7 +60,8 @@ class SamplingNoise:
 
     def gumbels(self, first_columns: list[int], num_columns: int) -> torch.Tensor:
         """
-        The same numbers as Gumbel noise, for drafts of the next columns: sampling takes the largest `log p + noise`.
+        Returns the same numbers as Gumbel noise, for drafts of the next columns: sampling takes the largest
+        `log p + noise`.
 
         Args:
             first_columns (`list[int]` of length `batch_size`): New column that the next token of each row goes to.
@@ -75,6 +79,6 @@ class SamplingNoise:
         self._first = column
 
     def rewind(self, num_columns: int) -> None:
-        """Set the global generator to where it stands after `num_columns` columns of plain `generate`."""
+        """Sets the global generator to where it stands after `num_columns` columns of plain `generate`."""
         if num_columns < len(self._states):
             self._generator.set_state(self._states[num_columns])

@@ -19,14 +19,16 @@ from transformers.generation.streamers import BaseStreamer
 ROW_WISE_CRITERIA = (MaxLengthCriteria, EosTokenCriteria, StopStringCriteria, MaxTimeCriteria)
 
 
-class Sequences:
+class Text:
     """
+    Holds the growing texts of a call, one per row of the batch.
+
     Args:
         input_ids (`torch.LongTensor` of shape `(batch_size, prompt_len)`): The prompt.
         stopping_criteria ([`~transformers.StoppingCriteriaList`]): As prepared by `generate`.
         generation_config ([`~transformers.GenerationConfig`]): As prepared by `generate`.
         streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*): Gets every new token.
-    """  # noqa: D205
+    """
 
     def __init__(
         self,
@@ -63,8 +65,8 @@ class Sequences:
 
     def closed_rows(self) -> list[bool]:
         """
-        Which rows get no more tokens of their own. Without an end-of-sequence token, plain `generate` goes on with rows
-        that have stopped until all have, so that only the length limit closes a row.
+        Returns which rows get no more tokens of their own. Without an end-of-sequence token, plain `generate` goes on
+        with rows that have stopped until all have, so that only the length limit closes a row.
         """
         return [
             done and (self.has_eos or length == self.max_length)
@@ -72,7 +74,7 @@ class Sequences:
         ]
 
     def open_rows(self) -> list[int]:
-        """Rows that still get tokens of their own."""
+        """Returns the rows that still get tokens of their own."""
         return [row for row, closed in enumerate(self.closed_rows()) if not closed]
 
     @property
@@ -90,13 +92,13 @@ class Sequences:
         return self._buffer[:, : max(self.lengths)]
 
     def newest(self) -> torch.Tensor:
-        """The newest token of every row, of shape `(batch_size,)`: the roots of the next trees."""
+        """Returns the newest token of every row, of shape `(batch_size,)`: the roots of the next trees."""
         return self.last(1, [1] * self.batch_size)[:, 0]
 
     def last(self, width: int, counts: Sequence[int]) -> torch.Tensor:
         """
-        The last `counts[b]` tokens of every row, left-aligned, of shape `(batch_size, width)`; the rest is undefined,
-        but can be embedded: the padding of old configurations is -1, which stands for none.
+        Returns the last `counts[b]` tokens of every row, left-aligned, of shape `(batch_size, width)`; the rest is
+        undefined, but can be embedded: the padding of old configurations is -1, which stands for none.
         """
         if self.batch_size == 1:
             start = self.lengths[0] - counts[0]
@@ -109,7 +111,7 @@ class Sequences:
         return tokens if self.pad_token >= 0 else tokens.clamp(min=0)
 
     def max_draft_depth(self) -> int:
-        """How many drafts on a path any row can still use, besides the token that every step adds anyway."""
+        """Returns how many drafts on a path any row can still use, besides the token that every step adds anyway."""
         if self.max_length is None:
             return sys.maxsize
         return max(self.max_length - n - 1 for n, done in zip(self.lengths, self.finished, strict=True) if not done)
@@ -118,7 +120,7 @@ class Sequences:
 
     def append_rows(self, tokens: Sequence[Sequence[int]]) -> list[int]:
         """
-        Append tokens to every row until it stops. Stopping is decided after every token, row by row.
+        Appends tokens to every row until it stops. Stopping is decided after every token, row by row.
 
         Args:
             tokens (`Sequence[Sequence[int]]` of length `batch_size`): New tokens of every row; may be none.
@@ -142,7 +144,7 @@ class Sequences:
         return [self._advance(row, new) for row, new in enumerate(tokens)]
 
     def _advance(self, row: int, tokens: Sequence[int]) -> int:
-        """Take over tokens that are in the buffer already, until the row stops."""
+        """Takes over tokens that are in the buffer already, until the row stops."""
         for count, token in enumerate(tokens, start=1):
             self.lengths[row] += 1
             self.new_tokens[row].append(token)
@@ -162,7 +164,7 @@ class Sequences:
         return any(stops)
 
     def stream_columns(self) -> None:
-        """Stream what all rows have by now."""
+        """Streams what all rows have by now."""
         open_rows = [n for n, done in zip(self.lengths, self.finished, strict=True) if not done]
         self._stream(min(open_rows) if open_rows else max(self.lengths))
 
@@ -170,7 +172,7 @@ class Sequences:
 
     def append_column(self, tokens: torch.Tensor, scores: tuple[torch.Tensor, ...] | None) -> None:
         """
-        Append one token to every row, exactly as plain `generate` does.
+        Appends one token to every row, exactly as plain `generate` does.
 
         Args:
             tokens (`torch.LongTensor` of shape `(batch_size,)`): The next token of every row.

@@ -1,0 +1,104 @@
+"""Opens what the loop works with: the options of a call, its drafter, and what its trees are sized by."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..draft_options import DraftOptions
+from ..drafting.auto_size import TreeSizing, known_sizing
+from ..drafting.costs import StepCosts
+from ..drafting.drafter import Drafter
+from ..drafting.retrieval import Retrieval
+from ..head.modeling_eagle import EagleDraftModel
+from ..target.modules import lent_embedding, lent_lm_head
+from ..target.target import Target
+from .kept_rows import RowsOfCache
+
+
+logger = logging.get_logger(__name__)
+
+
+def open_options(
+    model: PreTrainedModel,
+    draft: EagleDraftModel,
+    head: EagleDraftModel,
+    is_tree: bool,
+    written: Mapping[str, Any] | None,
+) -> DraftOptions:
+    """
+    Returns the shape of a call's trees, as far as the target can verify them and the head can draft them.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The target.
+        draft ([`EagleDraftModel`]): The head as the user has it, with its options.
+        head ([`EagleDraftModel`]): The head as it drafts.
+        is_tree (`bool`): Whether the target verifies trees; otherwise chains only.
+        written (`Mapping[str, Any]`, *optional*): Options of this call; the head's own hold for the others.
+    """
+    options = DraftOptions.from_generation_config(draft.generation_config, head.device.type, written)
+    if not is_tree and options.draft_tree not in ("chain", "auto"):
+        logger.warning_once(
+            f"{type(model).__name__} verifies chains only, as its layers take no mask per node: the draft proposes "
+            "chains. `draft.generation_config.draft_tree = 'chain'` says so without this warning."
+        )
+    # P-EAGLE drafts chains whatever the options say.
+    return options.as_chain() if not is_tree or draft.config.parallel_drafting else options
+
+
+def open_drafter(
+    head: EagleDraftModel, options: DraftOptions, target: Target, sizing: TreeSizing | None, synced_gpus: bool
+) -> Drafter:
+    """
+    Returns the drafter of a call.
+
+    Args:
+        head ([`EagleDraftModel`]): The head as it drafts, from [`align_draft`].
+        options ([`DraftOptions`]): The shape of the trees.
+        target ([`Target`]): Lends its embedding and `lm_head`.
+        sizing ([`TreeSizing`], *optional*): For trees of `"auto"` size: what is known about their worth.
+        synced_gpus (`bool`): Whether other ranks take part in every forward of the target.
+    """
+    # Synced ranks draft on their own, without waiting for the others.
+    embed_tokens = lent_embedding(target.model, head.device, head.dtype, gathered=synced_gpus)
+    lm_head = lent_lm_head(target.model, head.device, gathered=synced_gpus)
+    return Drafter(head, options, embed_tokens, lm_head, *target.compiling(), sizing)
+
+
+def situation_of(target: Target, batch_size: int) -> tuple:
+    """Returns what costs and confidence depend on, beside the pair: device, dtype, rows, sampling, compilation."""
+    model, do_sample = target.model, target.generation_config.do_sample
+    return str(model.device), model.dtype, batch_size, do_sample, target.compiling()[0] is not None
+
+
+def open_sizing(draft: EagleDraftModel, options: DraftOptions, target: Target, situation: tuple) -> TreeSizing | None:
+    """
+    Returns what sizes the trees of a call, with what earlier calls have learned; `None` for trees of a fixed size.
+
+    Args:
+        draft ([`EagleDraftModel`]): The head as the user has it, with which is kept what was learned about it.
+        options ([`DraftOptions`]): The shape of the trees.
+        target ([`Target`]): The target.
+        situation (`tuple`): From [`situation_of`].
+    """
+    if options.draft_tree != "auto":
+        return None
+    *_, batch_size, _, is_compiled = situation
+    warms_up = is_compiled or not target.is_on_cpu  # a GPU loads its kernels when they are first called
+    unknown = TreeSizing(StepCosts(batch_size), first_plain_steps=2 if warms_up else 1)
+    return known_sizing(draft, target.model, situation, unknown)
+
+
+def open_lookup(options: DraftOptions, rows: RowsOfCache, replaces_tree: bool) -> Retrieval | None:
+    """
+    Returns what looks up how the text may go on, `None` where nobody has asked for it.
+
+    Args:
+        options ([`DraftOptions`]): Say how many tokens to look up.
+        rows ([`RowsOfCache`]): Knows the text, that of earlier calls on the same cache included.
+        replaces_tree (`bool`): Whether looked-up paths take the place of trees.
+    """
+    if not options.draft_retrieval:
+        return None
+    return Retrieval(options.draft_retrieval, rows.known_text()[:, :-1].tolist(), replaces_tree)
