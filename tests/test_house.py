@@ -38,7 +38,6 @@ UPWARDS: set[tuple[str, str]] = {
     ("drafting.dynamic", "fast.compiled_head"),
     ("head.modeling_eagle", "fast.cpu"),
     ("head.packed_linear", "fast.cpu"),
-    ("target.inference_mode", "fast.fingerprint"),
     ("target.target", "fast.compiled_target"),
 }
 # Modules that are in a circle of imports or above one that is. Also due to go.

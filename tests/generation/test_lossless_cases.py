@@ -17,7 +17,7 @@ from eagle_hf.generation import choosing as selection
 from eagle_hf.generation import decoding, noise, pairing
 from eagle_hf.generation import records as layer_records
 from eagle_hf.generation import text as sequences
-from eagle_hf.target import inference_mode, probe, target
+from eagle_hf.target import probe, target
 from eagle_hf.tree import DraftTree
 
 
@@ -142,8 +142,9 @@ class TestHalfPrecision:
         assert (outcome.mismatch, outcome.sampled_apart) == ("", "sequences")
 
 
-def release_without_a_copy(layer, copy, real=kv_cache.GrowingLayer.release):
-    real(layer, copy=False)
+def release_in_inference_mode(layer, copy, real=kv_cache.GrowingLayer.release):
+    with torch.inference_mode():
+        real(layer, copy=True)
 
 
 class TestNegativeControls:
@@ -196,8 +197,7 @@ class TestNegativeControls:
         assert mismatches(GREEDY)[0].startswith("values of hidden_states")
 
     def test_a_cache_that_stays_in_inference_mode(self, monkeypatch):
-        monkeypatch.setattr(inference_mode.StepMode, "make_ordinary", lambda self, cache: None)
-        monkeypatch.setattr(kv_cache.GrowingLayer, "release", release_without_a_copy)
+        monkeypatch.setattr(kv_cache.GrowingLayer, "release", release_in_inference_mode)
         assert mismatches(GREEDY)[0].startswith("made in inference mode: [\"['cache 0']['keys']\"")
 
     def test_a_wrong_token_is_no_near_tie(self, monkeypatch):

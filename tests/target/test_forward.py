@@ -6,7 +6,7 @@ from architectures import ARCHITECTURES, tiny_target
 from transformers import DynamicCache
 
 from eagle_hf import DraftTree
-from eagle_hf.target.forward import GROUPED_SDPA, forward_tree, grouped_sdpa_attention, tree_attention
+from eagle_hf.target.forward import attention_implementation, attention_with_masks, forward_tree
 from eagle_hf.target.masks import TreeMasks
 from eagle_hf.versions import CACHE, cache_of
 
@@ -71,52 +71,47 @@ def test_attention_without_masks_per_node_is_replaced_for_the_tree_forward_only(
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_implementation_comes_back_after_an_exception():
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flex_attention"])
+def test_the_implementation_comes_back_after_an_exception(implementation):
     target = tiny_target("llama")
+    target.config._attn_implementation = implementation
 
     def fail():
-        with tree_attention(target):
-            assert target.config._attn_implementation == GROUPED_SDPA
+        with attention_with_masks(target):
+            assert target.config._attn_implementation == "sdpa"
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    assert target.config._attn_implementation == "sdpa"
+    assert target.config._attn_implementation == implementation
 
 
 def test_threads_that_overlap_restore_the_implementation():
-    """The second thread enters while the first one has replaced it, and leaves last."""
+    """The second thread enters while the first one has replaced it, and leaves last; both know the target's own."""
     target = tiny_target("llama")
-    first, second = tree_attention(target), tree_attention(target)
+    target.config._attn_implementation = "flash_attention_2"
+    first, second = attention_with_masks(target), attention_with_masks(target)
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert target.config._attn_implementation == GROUPED_SDPA  # the second one is still inside
+    assert target.config._attn_implementation == "sdpa"  # the second one is still inside
+    assert attention_implementation(target) == "flash_attention_2"
     second.__exit__(None, None, None)
-    assert target.config._attn_implementation == "sdpa"
+    assert target.config._attn_implementation == attention_implementation(target) == "flash_attention_2"
 
 
-class TestGroupedAttention:
-    module = torch.nn.Module()
-    module.num_key_value_groups, module.is_causal = 2, True
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@torch.no_grad()
+def test_attention_that_reads_masks_is_left_alone(implementation):
+    """Nothing is written to the config, not even what stands there already."""
+    target, written = tiny_target("qwen2-mixed"), []
+    target.set_attn_implementation(implementation)
 
-    def states(self, query_length=5):
-        generator = torch.Generator().manual_seed(0)
-        shapes = (1, 4, query_length, 8), (1, 2, 9, 8), (1, 2, 9, 8)
-        return [torch.randn(shape, generator=generator) for shape in shapes]
+    class Watched(type(target.config)):
+        def __setattr__(self, name, value):
+            written.append(name)
+            super().__setattr__(name, value)
 
-    def test_is_transformers_sdpa_without_repeated_keys(self):
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        mask = torch.zeros(1, 1, 5, 9).masked_fill(torch.rand(1, 1, 5, 9) > 0.5, -1e9)
-        expected, _ = sdpa_attention_forward(self.module, *self.states(), mask, scaling=0.3)
-        got, _ = grouped_sdpa_attention(self.module, *self.states(), mask, scaling=0.3)
-        torch.testing.assert_close(got, expected)
-
-    @pytest.mark.parametrize("query_length", [1, 9])
-    def test_calls_without_a_mask_are_left_to_transformers(self, query_length):
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        expected, _ = sdpa_attention_forward(self.module, *self.states(query_length), None)
-        got, _ = grouped_sdpa_attention(self.module, *self.states(query_length), None)
-        torch.testing.assert_close(got, expected)
+    target.config.__class__ = Watched
+    tree_logits(target, torch.arange(3, 24)[None], DraftTree.from_paths(4, [[5, 6], [7, 8]]))
+    assert [name for name in written if "attn" in name] == []

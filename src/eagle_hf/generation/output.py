@@ -55,5 +55,6 @@ class History:
         """Record a step: its trees, the accepted nodes, and the rows that had not finished before it."""
         for row in open_rows:
             self.acceptance_lengths[row].append(len(paths[row]))
-        if self.trees is not None:
-            self.trees.append((tree, paths))
+        if self.trees is not None:  # as ordinary tensors: trees are grown in inference mode
+            tensors = (tree.tokens.clone(), tree.parents.clone(), tree.depths.clone(), tree.scores.clone())
+            self.trees.append((DraftTree(*tensors, tree.max_depth), paths))

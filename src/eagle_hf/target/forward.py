@@ -1,4 +1,4 @@
-"""One forward of the target over draft nodes, and how its attention is told what each node sees."""
+"""Runs one forward of the target over draft nodes, with a mask that shows each node its own path."""
 
 import inspect
 import threading
@@ -7,10 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..tree import DraftTree
@@ -23,32 +20,37 @@ _LOCK = threading.Lock()
 _REPLACED: dict[int, tuple[str, int]] = {}  # by id of the config: the implementation to restore, and threads inside
 
 
+def attention_implementation(model: PreTrainedModel) -> str:
+    """Returns the target's attention implementation, such as `"sdpa"`, also while a tree forward has replaced it."""
+    config = model.config.get_text_config(decoder=True)
+    with _LOCK:
+        return str(_REPLACED.get(id(config), (config._attn_implementation, 0))[0])
+
+
 @contextmanager
-def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
+def attention_with_masks(model: PreTrainedModel) -> Iterator[str]:
     """
-    Let the target's attention read a mask per node, for one forward. Flash attention cannot, and flex attention,
-    given such a mask, has ended processes on a CPU, so that sdpa or eager takes their place; keys and values have the
-    same layout. On a CPU, sdpa takes grouped keys and values as they are, where `transformers` would repeat them for
-    every layer as soon as there is a mask.
+    Lets the target's attention read a mask per node, for one forward. Sdpa and eager attention do, and nothing is
+    changed for them. Flash attention takes no such masks, and flex attention, given one, has ended processes on a CPU:
+    sdpa or eager takes their place. Modules look for the implementation in the target's config, which all threads
+    share.
 
     Yields:
-        `torch.dtype` or `None`: The dtype for masks that are added to the scores; `None` for boolean ones.
+        `str`: The implementation that reads the masks.
     """
+    implementation = attention_implementation(model)
+    if not any(kind in implementation for kind in ("flash", "flex")):
+        yield implementation
+        return
     config = model.config.get_text_config(decoder=True)
-    on_cpu = model.device.type == "cpu"
-    is_ordinary = _ORDINARY_LAYERS.issuperset(getattr(config, "layer_types", None) or ())
+    replacement = "sdpa" if model._supports_sdpa else "eager"
     with _LOCK:
         # Other threads may be in a tree forward of this target, too: the first one in changes, the last one restores.
-        implementation, users = _REPLACED.get(id(config), (config._attn_implementation, 0))
+        implementation, users = _REPLACED.get(id(config), (implementation, 0))
         _REPLACED[id(config)] = (implementation, users + 1)
-        if any(kind in str(implementation) for kind in ("flash", "flex")):
-            config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"
-        elif implementation == "sdpa" and on_cpu and is_ordinary:
-            config._attn_implementation = GROUPED_SDPA
-        replacement = config._attn_implementation
+        config._attn_implementation = replacement
     try:
-        # Adding a mask is what sdpa does on a CPU anyway, after converting a boolean one in every layer.
-        yield None if replacement == "sdpa" and not on_cpu else model.dtype
+        yield replacement
     finally:
         with _LOCK:
             users = _REPLACED.pop(id(config))[1] - 1
@@ -56,40 +58,6 @@ def tree_attention(model: PreTrainedModel) -> Iterator[torch.dtype | None]:
                 _REPLACED[id(config)] = (implementation, users)
             else:
                 config._attn_implementation = implementation
-
-
-GROUPED_SDPA = "eagle_hf_grouped_sdpa"
-# Other layers, such as sparse ones with an indexer (DeepSeek-V3.2), ask for the name of the implementation.
-_ORDINARY_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-
-
-def grouped_sdpa_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """
-    `transformers`' sdpa attention without repeating grouped keys and values. Anything unusual is left to the original:
-    calls without a mask (another thread may use the model), and arguments beyond the mask.
-    """
-    unusual = any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache", "s_aux"))
-    if attention_mask is None or unusual:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    output = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
-    )
-    return output.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(GROUPED_SDPA, grouped_sdpa_attention)
-AttentionMaskInterface.register(GROUPED_SDPA, sdpa_mask)
 
 
 def cache_argument(model: PreTrainedModel) -> str:
@@ -116,7 +84,7 @@ def forward_tree(
     **kwargs: Any,
 ) -> CausalLMOutputWithPast:
     """
-    Run all nodes of the trees, every node seeing its own path.
+    Runs all nodes of the trees, every node seeing its own path.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The target.
@@ -133,10 +101,10 @@ def forward_tree(
         kwargs |= step_inputs.for_nodes(tree.num_nodes)
     if tree.num_nodes == 1 and min(lengths) == max(lengths) and masks.sees_all:
         return _forward_nodes(model, tree, root_position, None, cache, call, kwargs)
-    with tree_attention(model) as additive_dtype:
-        if kwargs.get("output_attentions"):  # some sdpa models compute these with the eager formula
-            additive_dtype = model.dtype
-        mask = masks.make(tree, lengths, additive_dtype)
+    with attention_with_masks(model) as implementation:
+        # Some sdpa models compute attentions that are asked for with the eager formula, which adds masks to scores.
+        is_boolean = implementation == "sdpa" and not kwargs.get("output_attentions")
+        mask = masks.make(tree, lengths, None if is_boolean else model.dtype)
         return _forward_nodes(model, tree, root_position, mask, cache, call, kwargs)
 
 
@@ -149,11 +117,8 @@ def _forward_nodes(
     call: Callable[..., CausalLMOutputWithPast] | None,
     kwargs: dict[str, Any],
 ) -> CausalLMOutputWithPast:
-    tokens = tree.tokens
-    if call is not None:  # graphs tell views and tensors made in inference mode from others
-        tokens = tokens.clone(memory_format=torch.contiguous_format)
     return (call or model)(
-        input_ids=tokens,
+        input_ids=_ordinary(tree.tokens),
         position_ids=root_position + tree.depths,
         attention_mask=mask,
         use_cache=True,
@@ -161,6 +126,14 @@ def _forward_nodes(
         **{CACHE: cache},
         **kwargs,
     )
+
+
+def _ordinary(tokens: torch.Tensor) -> torch.Tensor:
+    """
+    Returns a copy that is no view and was not made in inference mode, as trees are: graphs tell these from others, and
+    hooks of the target may keep what they see.
+    """
+    return tokens.clone(memory_format=torch.contiguous_format)
 
 
 def forward_chain(
@@ -173,10 +146,10 @@ def forward_chain(
     **kwargs: Any,
 ) -> CausalLMOutputWithPast:
     """
-    Run a chain, for targets whose attention is causal by construction. Same arguments as [`forward_tree`], but for
+    Runs a chain, for targets whose attention is causal by construction. Same arguments as [`forward_tree`], but for
     `attention_mask` of shape `(batch_size, past_len + num_nodes)`, which marks padding (`None` without any).
     """
-    inputs = prepared_inputs(model, tree.tokens, root_position + tree.depths, attention_mask, cache)
+    inputs = prepared_inputs(model, _ordinary(tree.tokens), root_position + tree.depths, attention_mask, cache)
     if step_inputs is not None:
         inputs = step_inputs.for_nodes(tree.num_nodes) | inputs
     return model(**inputs | {"return_dict": True} | kwargs)
@@ -191,8 +164,8 @@ def prepared_inputs(
     is_first: bool = False,
 ) -> dict[str, Any]:
     """
-    Arguments of the target's forward over some tokens, as the target itself prepares them for plain `generate`: it may
-    leave positions out and count for itself (Kosmos-2), or make the mask of a static cache (Bloom).
+    Returns arguments of the target's forward over some tokens, as the target itself prepares them for plain `generate`:
+    it may leave positions out and count for itself (Kosmos-2), or make the mask of a static cache (Bloom).
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The target.
@@ -221,7 +194,7 @@ def prepared_inputs(
 @contextmanager
 def _as_plain(cache: Cache | None) -> Iterator[None]:
     """
-    Let a cache say what it would say to plain `generate`: a static one whose convolutions record what they forget says
+    Lets a cache say what it would say to plain `generate`: a static one whose convolutions record what they forget says
     that it cannot be compiled, and gets no mask that hides the columns behind the text.
     """
     recording = [layer for layer in (cache.layers if cache else ()) if getattr(layer, "record_past", False)]

@@ -14,7 +14,7 @@ from ..cache.keeping import fixed_sizes, take_back
 from ..tree import DraftTree
 from .config import TargetConfig
 from .direct_layers import watched_layers
-from .forward import forward_chain, forward_tree, prepared_inputs
+from .forward import attention_implementation, forward_chain, forward_tree, prepared_inputs
 from .masks import TreeMasks
 from .modules import input_device
 from .recurrent import DeferredReplay, double_recurrent_states, has_recurrent_state
@@ -62,7 +62,7 @@ def can_verify_trees(model: PreTrainedModel, is_static: bool = False) -> bool:
         with _call_set_aside(model):
             verdicts[situation] = _probe(model, is_static)
         kind = "trees" if verdicts[situation] else "chains only"
-        implementation = TargetConfig(model.config).attention_implementation
+        implementation = attention_implementation(model)
         logger.info(f"{type(model).__name__} with {implementation} attention verifies {kind}.")
     return verdicts[situation]
 
@@ -77,8 +77,7 @@ def _state(model: PreTrainedModel) -> int:
     modules = (
         (type(module), module.training, getattr(module, "gradient_checkpointing", None)) for module in model.modules()
     )
-    implementation = TargetConfig(model.config).attention_implementation
-    return hash((implementation, model.dtype, *modules))
+    return hash((attention_implementation(model), model.dtype, *modules))
 
 
 def _why_training_fails(model: PreTrainedModel) -> str:

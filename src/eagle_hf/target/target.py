@@ -26,7 +26,6 @@ from .config import TargetConfig
 from .direct_layers import direct_layers
 from .features import FeatureReader
 from .forward import cache_argument, forward_chain, forward_tree
-from .inference_mode import StepMode
 from .inputs import StepInputs
 from .layer_outputs import KeyLayout, LayerOutputs
 from .masks import TreeMasks, window_of
@@ -119,7 +118,6 @@ class Target:
         )
         if self._compiled is None and (layers := direct_layers(model)):
             reader.read_layers(layers)
-        self._step_mode = StepMode(model, is_tree and self._compiled is None)  # before the reader has hooks
         self.is_on_cpu = model.device.type == "cpu"  # kept, as a model looks for it among its parameters
         self.max_nodes = max_nodes
         self.num_forwards = 0
@@ -198,7 +196,6 @@ class Target:
             pad_token = 0 if pad_token is None else max(int(pad_token), 0)  # -1 stands for none
             self.replay = DeferredReplay(self.model, self.cache, pad_token)
         self._lent = LentCache(self.cache, self.generation_config.max_length, records_past=self.replay is None)
-        self._step_mode.see_cache(self.cache)
         return outputs.logits[:, -1:]
 
     def _in_last_chunk(self, num_read: int) -> int | None:
@@ -256,8 +253,7 @@ class Target:
             room = cast(int, capacity(self.cache)) - max(self.lengths)
             run = tree.padded(min(self._num_rows(tree.num_nodes), room))
         num_rows = self._num_unkept = run.num_nodes
-        with self._step_mode():
-            outputs = self._forward(run, **self._output_options())
+        outputs = self._forward(run, **self._output_options())
         self.num_forwards += 1
         # A forward may begin with tokens that are read again, whose outputs are no news.
         num_again = 0 if self.replay is None else self.replay.num_pending
@@ -307,8 +303,7 @@ class Target:
         tree = DraftTree.root_only(newest)
         self._make_way()
         self._num_unkept = tree.num_nodes
-        with self._step_mode():
-            self._forward(tree)
+        self._forward(tree)
         self._keep([()] * len(self.lengths), tree.num_nodes)
 
     def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
@@ -411,8 +406,7 @@ class Target:
     def _keep(self, paths: Sequence[Sequence[int]], num_nodes: int) -> None:
         settle(self.cache)
         if self.is_tree:
-            with self._step_mode():
-                self.lengths = keep_nodes(self.cache, self.lengths, paths, num_nodes)
+            self.lengths = keep_nodes(self.cache, self.lengths, paths, num_nodes)
         else:  # a chain, all rows by the same number of nodes
             if self.replay is not None:
                 self.replay.end(paths)
@@ -474,4 +468,3 @@ class Target:
             hand_back_columns(self.cache, plain_sizes(self.cache))
         if self._lent is not None:
             self._lent.give_back(is_seen=self.outlives_generate)
-        self._step_mode.make_ordinary(self.cache)
