@@ -1,4 +1,4 @@
-"""What a first call with a head takes longer than later ones: the probe of the target, packed weights, sized trees.
+"""What a first call with a head takes longer than later ones: the probe of the target, sized trees.
 
 Every process answers the held-out prompts with the demo pair, 64 tokens each: plainly, with a head that was loaded anew
 while nothing is known of the target either, and with a head that has answered before, in turns. The unit is a plain

@@ -36,8 +36,6 @@ LAYERS = (
 UPWARDS: set[tuple[str, str]] = {
     ("drafting.drafter", "fast.compiled_head"),
     ("drafting.dynamic", "fast.compiled_head"),
-    ("head.modeling_eagle", "fast.cpu"),
-    ("head.packed_linear", "fast.cpu"),
     ("target.target", "fast.compiled_target"),
 }
 # Modules that are in a circle of imports or above one that is. Also due to go.

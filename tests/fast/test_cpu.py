@@ -3,29 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from eagle_hf.fast import cpu as few_rows
+from eagle_hf.fast import cpu
 from eagle_hf.fast.cpu import FewRowProducts
-
-
-@pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("shape", [(64,), (1, 64), (1, 4, 64), (2, 0, 64), (3, 17, 64)])
-@pytest.mark.parametrize("size", [10, 4096], ids=["small", "large"])
-@torch.inference_mode()
-def test_linear_is_that_of_torch(size, shape, has_bias):
-    torch.manual_seed(0)
-    inputs, weight = torch.randn(shape), torch.randn(size, 64)
-    assert (weight.numel() >= few_rows._WORTH_ONEDNN) == (size == 4096)
-    bias = torch.randn(size) if has_bias else None
-    torch.testing.assert_close(
-        few_rows.linear(inputs, weight, bias), F.linear(inputs, weight, bias), rtol=1e-4, atol=1e-4
-    )
-
-
-@torch.inference_mode()
-def test_linear_without_onednn_is_that_of_torch(monkeypatch):
-    monkeypatch.setattr(few_rows, "_HAS_ONEDNN", False)
-    inputs, weight = torch.randn(2, 64), torch.randn(4096, 64)
-    assert torch.equal(few_rows.linear(inputs, weight), F.linear(inputs, weight))
 
 
 @torch.inference_mode()
@@ -40,7 +19,7 @@ def test_weights_that_are_no_plain_tensors_are_left_to_torch():
             called.append(function)
             return super().__torch_function__(function, types, args, kwargs or {})
 
-    output = few_rows.linear(inputs, weight.as_subclass(Recording))
+    output = cpu.linear(inputs, weight.as_subclass(Recording))
     assert F.linear in called
     torch.testing.assert_close(output.as_subclass(torch.Tensor), F.linear(inputs, weight))
 
@@ -58,7 +37,7 @@ class Graphs:
 
 @pytest.fixture
 def graphs(monkeypatch):
-    monkeypatch.setattr(few_rows, "_HAS_MKL", True)
+    monkeypatch.setattr(cpu, "_HAS_MKL", True)
     torch._dynamo.reset()
     yield Graphs()
     torch._dynamo.reset()
@@ -103,7 +82,7 @@ def test_linear_layers_of_graphs_are_replaced_whoever_wrote_them(graphs):
 def test_what_is_not_float32_on_a_cpu_with_mkl_is_left_to_torch(graphs, monkeypatch, num_rows):
     rows, layer = torch.randn(num_rows, 256), nn.Linear(256, 300)
     compiled_layer(layer.bfloat16(), graphs)(rows.bfloat16())
-    monkeypatch.setattr(few_rows, "_HAS_MKL", False)
+    monkeypatch.setattr(cpu, "_HAS_MKL", False)
     compiled_layer(layer.float(), graphs)(rows)
     assert [targets.count(F.linear) for targets in graphs.targets] == [1, 1]
 

@@ -45,10 +45,7 @@ def test_attention_is_that_of_transformers(q_lora_rank, rope, rope_interleave):
         embeddings = DeepseekV3RotaryEmbedding(theirs_config)(inputs, positions)
         expected = theirs(inputs, position_embeddings=embeddings, attention_mask=mask)[0]
         got = ours(inputs, draft.rotary(positions), None, None)
-        draft.pack_projections()
-        packed = ours(inputs, draft.rotary(positions), None, None, packed=True)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(packed, got)
 
 
 @pytest.mark.parametrize(

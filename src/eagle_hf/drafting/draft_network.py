@@ -24,7 +24,6 @@ class DraftNetwork:
 
     def __init__(self, draft: EagleDraftModel, embed_tokens: Callable, lm_head: Callable | None):
         self.draft = draft
-        self.packed = draft.has_packed_projections
         self.embed_tokens: Callable = embed_tokens if draft.embed_tokens is None else draft.embed_tokens
         self.lm_head = lm_head
         self.cache: Cache = GrowingCache()
@@ -76,7 +75,7 @@ class DraftNetwork:
             `torch.Tensor` of shape `(batch_size, num_rows, hidden_size)`
         """
         self.num_forwards += 1
-        return _step(self.draft, self.packed, self.embed_tokens, self.cache, hidden, tokens, rotary, mask, sliding_mask)
+        return _step(self.draft, self.embed_tokens, self.cache, hidden, tokens, rotary, mask, sliding_mask)
 
     def expand(
         self,
@@ -105,7 +104,6 @@ class DraftNetwork:
 
 def _step(
     draft: EagleDraftModel,
-    packed: bool,
     embed_tokens: Callable,
     cache: Cache,
     hidden: torch.Tensor,
@@ -115,7 +113,7 @@ def _step(
     sliding_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     embeds = embed_tokens(tokens).to(hidden.dtype)
-    return draft.step(hidden, embeds, rotary, mask, cache, packed=packed, sliding_mask=sliding_mask)
+    return draft.step(hidden, embeds, rotary, mask, cache, sliding_mask=sliding_mask)
 
 
 def top_children(
@@ -129,7 +127,6 @@ def top_children(
 
 def expand(
     draft: EagleDraftModel,
-    packed: bool,
     embed_tokens: Callable,
     lm_head: Callable | None,
     cache: Cache,
@@ -141,5 +138,5 @@ def expand(
     noise: Noise | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See [`DraftNetwork.expand`]."""
-    hidden = _step(draft, packed, embed_tokens, cache, hidden, tokens, rotary, mask)
+    hidden = _step(draft, embed_tokens, cache, hidden, tokens, rotary, mask)
     return hidden, *top_children(draft, lm_head, hidden, width, noise)

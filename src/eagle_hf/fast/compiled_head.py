@@ -106,7 +106,6 @@ class CompiledDraftNetwork(DraftNetwork):
         hidden, scores, ids = _kept(
             self._expand(
                 self.draft,
-                self.packed,
                 self.embed_tokens,
                 self.lm_head,
                 self.cache,
@@ -145,7 +144,7 @@ class CompiledDraftNetwork(DraftNetwork):
         self.num_forwards += depth - 1
         return _kept_tree(
             self._grow(
-                self.draft, self.packed, self.embed_tokens, self.lm_head, self.cache, roots.clone(), hidden,
+                self.draft, self.embed_tokens, self.lm_head, self.cache, roots.clone(), hidden,
                 self.up_to_guesses(visible), *rotary, target_ids, noise, width, depth, num_nodes, self.num_columns,
             )
         )  # fmt: skip
@@ -181,7 +180,7 @@ class CompiledDraftNetwork(DraftNetwork):
         rows[:, :new_len], row_tokens[:, :new_len] = features, tokens
         return _kept_tree(
             self._read_and_grow(
-                self.draft, self.packed, self.embed_tokens, self.lm_head, self.cache, rows, row_tokens,
+                self.draft, self.embed_tokens, self.lm_head, self.cache, rows, row_tokens,
                 torch.tensor([past_len, new_len], device=tokens.device),
                 self.up_to_guesses(visible), *rotary, target_ids, noise, width, depth, num_nodes, self.num_columns,
             )
@@ -202,7 +201,6 @@ class TracedLevels:
     def __init__(
         self,
         draft: EagleDraftModel,
-        packed: bool,
         embed_tokens: Callable,
         lm_head: Callable | None,
         cache: Cache,
@@ -212,7 +210,7 @@ class TracedLevels:
         noise: Noise | None,
         num_columns: int,
     ):
-        self.draft, self.packed, self.cache = draft, packed, cache
+        self.draft, self.cache = draft, cache
         self.embed_tokens, self.lm_head = embed_tokens, lm_head
         self.visible, self.rotary, self.target_ids, self.num_columns = visible, rotary, target_ids, num_columns
         self.noise = noise
@@ -240,7 +238,7 @@ class TracedLevels:
         """See [`Drafter.expand`]."""
         mask = F.pad(mask, (0, self.num_columns - mask.shape[-1]))
         return expand(
-            self.draft, self.packed, self.embed_tokens, self.lm_head, self.cache, hidden, tokens, rotary, mask, width,
+            self.draft, self.embed_tokens, self.lm_head, self.cache, hidden, tokens, rotary, mask, width,
             at_levels(self.noise, level),
         )  # fmt: skip
 
@@ -254,7 +252,6 @@ def _expand(state: str, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.T
 def _grow(
     state: str,
     draft: EagleDraftModel,
-    packed: bool,
     embed_tokens: Callable,
     lm_head: Callable | None,
     cache: Cache,
@@ -271,9 +268,7 @@ def _grow(
     num_columns: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
     depends_on(state)
-    levels = TracedLevels(
-        draft, packed, embed_tokens, lm_head, cache, visible, (cos, sin), target_ids, noise, num_columns
-    )
+    levels = TracedLevels(draft, embed_tokens, lm_head, cache, visible, (cos, sin), target_ids, noise, num_columns)
     with FewRowProducts():
         tree = grow_dynamic_tree(levels, roots, hidden, width, depth, num_nodes, FixedSizing())
     return tree.tokens, tree.parents, tree.depths, tree.scores, tree.max_depth
@@ -282,7 +277,6 @@ def _grow(
 def _read_and_grow(
     state: str,
     draft: EagleDraftModel,
-    packed: bool,
     embed_tokens: Callable,
     lm_head: Callable | None,
     cache: Cache,
@@ -309,7 +303,6 @@ def _read_and_grow(
         hidden = draft.project_features(features)
         hidden = _step(
             draft,
-            packed,
             embed_tokens,
             cache,
             hidden,
@@ -322,7 +315,7 @@ def _read_and_grow(
         layer.cumulative_length.fill_(first_guess)
     levels = new_len + new_rows.new_tensor(range(depth))
     return _grow(
-        state, draft, packed, embed_tokens, lm_head, cache, tokens.index_select(1, last)[0],
+        state, draft, embed_tokens, lm_head, cache, tokens.index_select(1, last)[0],
         hidden.index_select(1, last), mask.index_select(0, last)[None, :, :first_guess],
         cos.index_select(2, levels), sin.index_select(2, levels), target_ids, noise, width, depth, num_nodes,
         num_columns,

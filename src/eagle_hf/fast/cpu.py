@@ -32,21 +32,19 @@ class FewRowProducts(TorchFunctionMode):
 
 def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """
-    `torch.nn.functional.linear` without gradients, with float32 weights on a CPU as above in compiled graphs, and
-    with large ones by oneDNN otherwise, which PyTorch asks in lower precision anyway.
+    Computes `torch.nn.functional.linear`, with float32 weights on a CPU as above.
 
     Args:
         inputs (`torch.Tensor` of shape `(..., in_features)`): The rows.
         weight (`torch.Tensor` of shape `(out_features, in_features)`): The weight.
         bias (`torch.Tensor` of shape `(out_features,)`, *optional*): The bias.
+
+    Returns:
+        `torch.Tensor` of shape `(..., out_features)`
     """
     is_plain = type(weight) in (torch.Tensor, nn.Parameter)  # others may be quantized or distributed
     if not is_plain or weight.device.type != "cpu" or weight.dtype != torch.float32 or inputs.dtype != torch.float32:
         return F.linear(inputs, weight, bias)
-    if not torch.compiler.is_compiling():
-        if not _HAS_ONEDNN or weight.numel() < _WORTH_ONEDNN:
-            return F.linear(inputs, weight, bias)
-        return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
     if not _HAS_MKL or inputs.dim() < 2:
         return F.linear(inputs, weight, bias)
     rows = inputs.flatten(0, -2)
@@ -70,8 +68,4 @@ def _in_halves(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 _FEW_ROWS = 8
 _WORTH_HALVES = 2**16  # elements
-_WORTH_ONEDNN = 2**18  # elements; below, finding oneDNN's kernel costs more than it saves
 _HAS_MKL = torch.backends.mkl.is_available()
-# What compiled models with frozen weights call for linear layers on a CPU. It can be compiled for these only, and there
-# is no public way to choose between the libraries.
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

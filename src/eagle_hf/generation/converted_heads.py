@@ -125,8 +125,6 @@ def _converted(draft: EagleDraftModel, dtype: torch.dtype, device: torch.device)
     converted = copy.deepcopy(draft, memo).eval()
     if any(each.device != device for each in converted.parameters()):  # of other classes than plain parameters
         converted.to(device=device)
-    if dtype != draft.dtype or device != draft.device:
-        converted.pack_projections()
     return converted
 
 

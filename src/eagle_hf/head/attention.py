@@ -10,11 +10,9 @@ from torch import nn
 from transformers import Cache
 
 from ..configuration_eagle import EagleConfig
-from .packed_linear import PackedLinear
 
 
-# Cosines, and sines whose first half is negated, of shape (batch_size, 1, seq_len, head_dim) each: then rotating x is
-# x * cos + roll(x, head_dim // 2) * signed_sin.
+# Cosines and sines, of shape (batch_size, 1, seq_len, rotary_dim) each.
 Rotary = tuple[torch.Tensor, torch.Tensor]
 # Attention of one layer in training, given its index, queries, keys and values of shape (batch_size, heads, seq_len,
 # dim), and the factor of the scores; returns (batch_size, seq_len, num_heads * v_dim).
@@ -22,26 +20,15 @@ UnrolledAttention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, flo
 
 
 class Attention(nn.Module, ABC):
-    """Attention of a head's layer. What it is made of, its kinds say in `project` and `pack`."""
+    """Attention of a head's layer: how queries, keys and values are made, its kinds say in `project`."""
 
     layer_idx: int
     scaling: float
     o_proj: nn.Linear
 
     @abstractmethod
-    def project(
-        self, inputs: torch.Tensor, rotary: Rotary, packed: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values of `inputs`, of shape `(batch_size, heads, seq_len, dim)` each."""
-
-    @abstractmethod
-    def pack(self) -> None:
-        """Let `project(..., packed=True)` compute projections of the same input at once."""
-
-    @property
-    @abstractmethod
-    def is_packed(self) -> bool:
-        """Whether `project(..., packed=True)` may be called."""
+    def project(self, inputs: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Makes queries, keys and values of `inputs`, of shape `(batch_size, heads, seq_len, dim)` each."""
 
     def forward(
         self,
@@ -49,11 +36,10 @@ class Attention(nn.Module, ABC):
         rotary: Rotary,
         attention_mask: torch.Tensor | None,
         cache: Cache | None,
-        packed: bool = False,
         unrolled_attention: UnrolledAttention | None = None,
     ) -> torch.Tensor:
-        """Attention output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
-        query, key, value = self.project(inputs, rotary, packed)
+        """Returns outputs of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
+        query, key, value = self.project(inputs, rotary)
         if unrolled_attention is not None:
             return self.o_proj(unrolled_attention(self.layer_idx, query, key, value, self.scaling))
         if cache is not None:
@@ -70,49 +56,47 @@ class EagleAttention(Attention):
         super().__init__()
         self.layer_idx = layer_idx
         self.head_dim = cast(int, config.head_dim)
-        self.num_heads, self.num_key_value_heads = config.num_attention_heads, cast(int, config.num_key_value_heads)
-        q_size, kv_size = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        q_size, kv_size = (
+            config.num_attention_heads * self.head_dim,
+            cast(int, config.num_key_value_heads) * self.head_dim,
+        )
         self.q_proj = nn.Linear(input_size, q_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=config.o_bias)
         self.scaling = self.head_dim**-0.5
+        self.has_qk_norm = config.qk_norm
         if config.qk_norm:
             self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
             self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.has_qk_norm = config.qk_norm
-        self.qkv = PackedLinear("q_proj", "k_proj", "v_proj")
 
-    def project(
-        self, inputs: torch.Tensor, rotary: Rotary, packed: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(self, inputs: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Rotated queries and keys, and values, for every row of `inputs` of shape `(batch_size, seq_len, input_size)`.
+        Makes rotated queries and keys, and values, for every row of `inputs` of shape
+        `(batch_size, seq_len, input_size)`.
 
         Returns:
             Three tensors of shape `(batch_size, heads, seq_len, head_dim)`, keys and values with `num_key_value_heads`.
         """
-        # `unflatten`, which says the same, ends the graph within `FewRowProducts`.
-        qkv = self.qkv(self, inputs, packed).view(*inputs.shape[:-1], -1, self.head_dim).transpose(1, 2)  # all heads
-        num_rotated = self.num_heads + self.num_key_value_heads
-        qk, value = qkv[:, :num_rotated], qkv[:, num_rotated:]
+        by_head = (*inputs.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(inputs).view(by_head).transpose(1, 2)
+        key = self.k_proj(inputs).view(by_head).transpose(1, 2)
+        value = self.v_proj(inputs).view(by_head).transpose(1, 2)
         if self.has_qk_norm:
-            qk = torch.cat([self.q_norm(qk[:, : self.num_heads]), self.k_norm(qk[:, self.num_heads :])], dim=1)
-        cos, signed_sin = rotary  # (batch_size, 1, seq_len, rotary_dim), less than head_dim if a part is rotated
-        size = cos.shape[-1]
-        rotated = qk if size == self.head_dim else qk[..., :size]
-        rotated = torch.addcmul(rotated * cos, rotated.roll(size // 2, -1), signed_sin)
-        qk = rotated if size == self.head_dim else torch.cat([rotated, qk[..., size:]], dim=-1)
-        return qk[:, : self.num_heads], qk[:, self.num_heads :], value
+            query, key = self.q_norm(query), self.k_norm(key)
+        return rotate(query, rotary), rotate(key, rotary), value
 
-    def pack(self) -> None:
-        """Let `project(..., packed=True)` compute queries, keys and values at once."""
-        self.qkv.pack(self)
 
-    @property
-    def is_packed(self) -> bool:
-        """Whether `project(..., packed=True)` may be called."""
-        return self.qkv.is_packed(self)
+def rotate(states: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """
+    Rotates the first `rotary_dim` entries of queries or keys of shape `(batch_size, heads, seq_len, dim)` by their
+    positions; the others, where there are any, stay.
+    """
+    cos, sin = rotary
+    rotated, rest = states[..., : cos.shape[-1]], states[..., cos.shape[-1] :]
+    first, second = rotated.chunk(2, dim=-1)
+    rotated = rotated * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([rotated, rest], dim=-1) if rest.shape[-1] else rotated
 
 
 def attend(

@@ -8,7 +8,6 @@ from transformers.activations import ACT2FN
 from ..configuration_eagle import EagleConfig
 from .attention import EagleAttention, Rotary, UnrolledAttention
 from .latent_attention import MultiHeadLatentAttention
-from .packed_linear import PackedLinear
 
 
 class EagleMLP(nn.Module):
@@ -20,17 +19,10 @@ class EagleMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
-        self.gate_up = PackedLinear("gate_proj", "up_proj")
 
-    def forward(self, hidden_states: torch.Tensor, packed: bool = False) -> torch.Tensor:
-        """Hidden states in and out, of shape `(..., hidden_size)`."""
-        gate, up = self.gate_up(self, hidden_states, packed).chunk(2, dim=-1)
-        return self.down_proj(self.act_fn(gate) * up)
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether `forward(..., packed=True)` may be called."""
-        return self.gate_up.is_packed(self)
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Returns hidden states of the shape of those it reads, `(..., hidden_size)`."""
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
 class EagleDecoderLayer(nn.Module):
@@ -74,10 +66,9 @@ class EagleDecoderLayer(nn.Module):
         rotary: Rotary,
         attention_mask: torch.Tensor | None,
         cache: Cache | None,
-        packed: bool = False,
         unrolled_attention: UnrolledAttention | None = None,
     ) -> torch.Tensor:
         """Output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
         inputs, residual = self.attention_inputs(hidden_states, inputs_embeds)
-        hidden_states = residual + self.self_attn(inputs, rotary, attention_mask, cache, packed, unrolled_attention)
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), packed)
+        hidden_states = residual + self.self_attn(inputs, rotary, attention_mask, cache, unrolled_attention)
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from ..configuration_eagle import EagleConfig
-from .attention import Attention, Rotary
-from .packed_linear import PackedLinear
+from .attention import Attention, Rotary, rotate
 
 
 class MultiHeadLatentAttention(Attention):
@@ -38,7 +37,6 @@ class MultiHeadLatentAttention(Attention):
         self.v_dim, self.kv_rank = cast(int, config.v_head_dim), cast(int, config.kv_lora_rank)
         self.interleaved = config.rope_interleave
         query_size = self.num_heads * (self.nope_dim + self.rope_dim)
-        self.query_rank = query_size if config.q_lora_rank is None else config.q_lora_rank
         bias = config.qkv_bias and config.q_lora_rank is not None  # `q_proj` never has one
         if config.q_lora_rank is None:
             self.q_proj = nn.Linear(input_size, query_size, bias=False)
@@ -51,23 +49,21 @@ class MultiHeadLatentAttention(Attention):
         self.kv_b_proj = nn.Linear(self.kv_rank, self.num_heads * (self.nope_dim + self.v_dim), bias=False)
         self.o_proj = nn.Linear(self.num_heads * self.v_dim, config.hidden_size, bias=config.o_bias)
         self.has_query_latent = config.q_lora_rank is not None
-        self.down = PackedLinear("q_a_proj" if self.has_query_latent else "q_proj", "kv_a_proj_with_mqa")
         self.scaling = (self.nope_dim + self.rope_dim) ** -0.5 * _length_scaling(config.rope_parameters or {}) ** 2
 
-    def project(
-        self, inputs: torch.Tensor, rotary: Rotary, packed: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(self, inputs: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Queries, keys and values for every row of `inputs` of shape `(batch_size, seq_len, input_size)`.
+        Makes queries, keys and values for every row of `inputs` of shape `(batch_size, seq_len, input_size)`.
 
         Returns:
             Three tensors of shape `(batch_size, num_heads, seq_len, dim)`; `dim` is `v_head_dim` for values, and
             `qk_nope_head_dim + qk_rope_head_dim` for queries and keys.
         """
-        down = self.down(self, inputs, packed)
-        query, latent, shared_key = down.split([self.query_rank, self.kv_rank, self.rope_dim], dim=-1)
         if self.has_query_latent:
-            query = self.q_b_proj(self.q_a_layernorm(query))
+            query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(inputs)))
+        else:
+            query = self.q_proj(inputs)
+        latent, shared_key = self.kv_a_proj_with_mqa(inputs).split([self.kv_rank, self.rope_dim], dim=-1)
         query = query.view(*inputs.shape[:-1], self.num_heads, -1).transpose(1, 2)
         key_value = self.kv_b_proj(self.kv_a_layernorm(latent))
         key_value = key_value.view(*inputs.shape[:-1], self.num_heads, -1).transpose(1, 2)
@@ -81,17 +77,7 @@ class MultiHeadLatentAttention(Attention):
     def _rotate(self, states: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         if self.interleaved:  # pairs lie side by side; queries and keys may be reordered as long as both are
             states = states.view(*states.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2)
-        cos, signed_sin = rotary  # (batch_size, 1, seq_len, qk_rope_head_dim)
-        return torch.addcmul(states * cos, states.roll(self.rope_dim // 2, -1), signed_sin)
-
-    def pack(self) -> None:
-        """Let `project(..., packed=True)` compute both projections of its input at once."""
-        self.down.pack(self)
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether `project(..., packed=True)` may be called."""
-        return self.down.is_packed(self)
+        return rotate(states, rotary)
 
 
 def _length_scaling(rope_parameters: dict) -> float:

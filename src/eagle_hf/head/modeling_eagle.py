@@ -16,7 +16,6 @@ from ..checkpoints import read_checkpoint
 from ..checkpoints.validation import check_tensors
 from ..configuration_eagle import EagleConfig
 from ..draft_options import DraftOptions
-from ..fast.cpu import linear
 from ..hub.training_facts import FILE as TRAINING_RECORD
 from ..hub.training_facts import TrainingFacts
 from ..versions import CACHE, cache_of
@@ -279,8 +278,7 @@ class EagleDraftModel(PreTrainedModel):
         """Rotary embedding of positions of shape `(batch_size, seq_len)`, as `step` takes it."""
         like = cast(EagleDecoderLayer, self.layers[0]).mlp.down_proj.weight  # only its device and dtype are read
         cos, sin = self.rotary_emb(like, position_ids)
-        half = sin.shape[-1] // 2
-        return cos[:, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, None]
+        return cos[:, None], sin[:, None]
 
     def project_features(self, features: torch.Tensor) -> torch.Tensor:
         """
@@ -387,7 +385,6 @@ class EagleDraftModel(PreTrainedModel):
         rotary: Rotary,
         attention_mask: torch.Tensor | None,
         cache: Cache | None,
-        packed: bool = False,
         sliding_mask: torch.Tensor | None = None,
         unrolled_attention: UnrolledAttention | None = None,
     ) -> torch.Tensor:
@@ -400,9 +397,6 @@ class EagleDraftModel(PreTrainedModel):
                 From the method `rotary`; `seq_len` may be 1 where all rows stand at the same position.
             attention_mask (`torch.BoolTensor` of shape `(batch_size, 1, seq_len, past_len + seq_len)`, *optional*):
                 What each row sees. `None` is causal, and allowed for a single row or an empty cache only.
-            packed (`bool`, *optional*, defaults to `False`):
-                Whether to compute projections of the same input at once, without gradients. Only for heads with
-                `has_packed_projections`.
             sliding_mask (`torch.BoolTensor`, *optional*):
                 What rows see in layers with a sliding window; the same as in others by default.
             unrolled_attention (`Callable`, *optional*):
@@ -415,24 +409,8 @@ class EagleDraftModel(PreTrainedModel):
             hidden_states = cast(nn.Linear, self.fc)(torch.cat([inputs_embeds, hidden_states], dim=-1))
         for layer in self.layers:
             mask = attention_mask if sliding_mask is None or not layer.has_window else sliding_mask
-            hidden_states = layer(hidden_states, inputs_embeds, rotary, mask, cache, packed, unrolled_attention)
+            hidden_states = layer(hidden_states, inputs_embeds, rotary, mask, cache, unrolled_attention)
         return self.norm(hidden_states) if self.config.norm_output else hidden_states
-
-    def pack_projections(self) -> None:
-        """
-        Lays projections of the same input side by side in memory, so that `step(..., packed=True)` computes them at
-        once. For heads that only draft: what saves weights by the memory they share, as `accelerate` does, takes them
-        for one weight.
-        """
-        for layer in cast(list[EagleDecoderLayer], self.layers):
-            layer.self_attn.pack()
-            layer.mlp.gate_up.pack(layer.mlp)
-
-    @property
-    def has_packed_projections(self) -> bool:
-        """Whether `step(..., packed=True)` may be called: the projections are packed, see `pack_projections`."""
-        layers = cast(list[EagleDecoderLayer], self.layers)
-        return all(layer.self_attn.is_packed and layer.mlp.is_packed for layer in layers)
 
     def compute_logits(
         self, last_hidden_state: torch.Tensor, lm_head: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -461,9 +439,7 @@ class EagleDraftModel(PreTrainedModel):
                     "`draft.compute_logits(last_hidden_state, target.get_output_embeddings())`."
                 )
             return lm_head(last_hidden_state)
-        if torch.is_grad_enabled() or type(self.lm_head) is not nn.Linear:
-            return self.lm_head(last_hidden_state)
-        return linear(last_hidden_state, self.lm_head.weight)
+        return self.lm_head(last_hidden_state)
 
 
 def _causal_mask(seq_len: int, past_len: int, device: torch.device) -> torch.Tensor:
