@@ -13,6 +13,12 @@ from transformers import GenerationConfig
 
 TREE_KINDS = ("dynamic", "auto", "static", "chain")
 
+# What `transformers` calls the same for other assistants. Only where somebody wrote them: it fills some in by itself.
+OTHER_WORDS = {
+    "assistant_confidence_threshold": "draft_threshold",
+    "prompt_lookup_num_tokens": "draft_retrieval",
+}
+
 # The tree of EAGLE-1 for 7B models (`mc_sim_7b_63` in the authors' code): every path is a list of child ranks.
 EAGLE1_TREE_PATHS = (
     (0,), (1,), (2,), (3,),
@@ -44,11 +50,12 @@ class DraftOptions:
         draft_threshold (`float`, defaults to 0.0):
             Nodes below this probability (that of their whole path, as the draft sees it) are left out, so that little
             is drafted where the text is unpredictable. Must be less than 1. For `"dynamic"` and `"chain"`. Above 0 it
-            costs a synchronisation per level on a GPU, as does `"auto"`.
+            costs a synchronisation per level on a GPU, as does `"auto"`. `assistant_confidence_threshold` means the
+            same.
         draft_retrieval (`int`, defaults to 0):
             Most tokens that are added to a tree by looking them up: where the newest tokens have occurred before, in
             the prompt or in the text so far, what followed them there. Pays where answers repeat their prompt, as in
-            summaries and edited code. 0 looks nothing up.
+            summaries and edited code. 0 looks nothing up. `prompt_lookup_num_tokens` means the same beside a head.
         draft_coupling (`bool`, defaults to `True`):
             Whether drafts for sampled text are sampled too, with the random numbers that the target's tokens are going
             to be sampled with, so that the two agree more often (docs/tree.md). `False` drafts the likeliest tokens, as
@@ -143,21 +150,18 @@ class DraftOptions:
                 without a depth it is the depth.
 
         Raises:
-            `ValueError`: if a value is out of range, or a `draft_*` field does not exist (a misspelt option).
+            `ValueError`: if a value is out of range, a `draft_*` field does not exist (a misspelt option), or two words
+                for one option have different values.
         """
         written = written or {}
         _check_names(vars(generation_config), "`draft.generation_config` has")
-        chosen = cls._fields_of(vars(generation_config)) | dict(written)
+        own = _written_words(generation_config, None)
+        chosen = _in_our_words(own, "`draft.generation_config` has", in_config=True) | dict(written)
         if "draft_tree" not in chosen and device_type == "cpu" and "num_assistant_tokens" not in written:
             chosen["draft_tree"] = "auto"
         if chosen.get("draft_tree") == "chain" and "num_assistant_tokens" in written and "draft_depth" not in written:
             chosen["draft_depth"] = written["num_assistant_tokens"]
         return cls(**chosen)
-
-    @classmethod
-    def _fields_of(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the values that are options and set; `None` leaves an option open."""
-        return {name: values[name] for name in cls.__dataclass_fields__ if values.get(name) is not None}
 
     def as_chain(self) -> "DraftOptions":
         """The same options for a chain. One of automatic size stays that: with one child per node it is a chain."""
@@ -165,7 +169,7 @@ class DraftOptions:
 
     def to_keywords(self) -> dict[str, Any]:
         """The options as keywords of a call of `generate`, whatever the head's own are."""
-        return self._fields_of({name: getattr(self, name) for name in self.__dataclass_fields__})
+        return _set_words({name: getattr(self, name) for name in self.__dataclass_fields__})
 
     def to_generation_config(self) -> GenerationConfig:
         """A generation config with these options, to be set as `draft.generation_config`."""
@@ -183,8 +187,8 @@ def written_options(
     keywords: Mapping[str, Any], generation_config: GenerationConfig | None, own: GenerationConfig | None
 ) -> dict[str, Any]:
     """
-    Returns the draft options that the caller of `generate` has written. What `transformers` fills into a config, and
-    what the target's own config says, were not written for this head and do not count.
+    Returns the draft options that the caller of `generate` has written, by our names for them. What `transformers`
+    fills into a config, and what the target's own config says, were not written for this head and do not count.
 
     Args:
         keywords (`Mapping[str, Any]`): Keywords of the call; they come first.
@@ -192,22 +196,69 @@ def written_options(
         own ([`~transformers.GenerationConfig`], *optional*): That of the target.
 
     Raises:
-        `ValueError`: if an option that begins with `draft_` does not exist.
+        `ValueError`: if an option that begins with `draft_` does not exist, or two words for one option have different
+            values.
     """
     _check_names(keywords, "`generate` got")
-    in_config = {} if generation_config is None else vars(generation_config)
-    _check_names(in_config, "The `generation_config` of this call has")
-    written = DraftOptions._fields_of(in_config)
-    if generation_config is not None and _is_made_from(generation_config, own):
-        inherited = {} if own is None else DraftOptions._fields_of(vars(own))
-        filled_in = GenerationConfig._get_default_generation_params() | inherited
-        written = {name: value for name, value in written.items() if value != filled_in.get(name)}
-    return written | DraftOptions._fields_of(keywords)
+    said = _in_our_words(_set_words(keywords), "`generate` got")
+    if generation_config is None:
+        return said
+    where = "The `generation_config` of this call has"
+    _check_names(vars(generation_config), where)
+    return _in_our_words(_written_words(generation_config, own), where, in_config=True) | said
+
+
+def _set_words(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of the values that are options, by either word, and set; `None` leaves an option open."""
+    names = (*DraftOptions.__dataclass_fields__, *OTHER_WORDS)
+    return {name: values[name] for name in names if values.get(name) is not None}
+
+
+def _written_words(generation_config: GenerationConfig, own: GenerationConfig | None) -> dict[str, Any]:
+    """Returns the options, by either word, that somebody wrote into a config, and neither `transformers` nor `own`."""
+    written = _set_words(vars(generation_config))
+    if not _is_made_from(generation_config, own):
+        return written
+    filled_in = GenerationConfig._get_default_generation_params() | _set_words({} if own is None else vars(own))
+    return {name: value for name, value in written.items() if value != filled_in.get(name)}
+
+
+def _in_our_words(words: Mapping[str, Any], where: str, in_config: bool = False) -> dict[str, Any]:
+    """
+    Returns options by our names for them.
+
+    Args:
+        words (`Mapping[str, Any]`): Options, by either word.
+        where (`str`): Where they were written, for errors.
+        in_config (`bool`, *optional*, defaults to `False`):
+            Whether that is a config. One that [`DraftOptions.to_generation_config`] made has all of our defaults, which
+            nobody has chosen: there the other word holds.
+
+    Raises:
+        `ValueError`: if both words are there with different values, or a value is out of range.
+    """
+    ours = {name: value for name, value in words.items() if name not in OTHER_WORDS}
+    for word, name in OTHER_WORDS.items():
+        if word not in words:
+            continue
+        value, default = words[word], DraftOptions.__dataclass_fields__[name].default
+        try:
+            DraftOptions(**{name: value})
+        except ValueError as error:
+            reason = f"{where} `{word}={value!r}`, which means `{name}` beside an EAGLE head. {error}"
+            raise ValueError(reason) from error
+        if ours.get(name, value) != value and not (in_config and ours[name] == default):
+            raise ValueError(
+                f"{where} `{name}={ours[name]!r}` and `{word}={value!r}`, two words for one option. Leave one of them "
+                "out."
+            )
+        ours[name] = value
+    return ours
 
 
 def is_draft_option(name: str) -> bool:
     """Whether a keyword of `generate` is about drafting, existing or misspelt."""
-    return name in DraftOptions.__dataclass_fields__ or name.startswith("draft_")
+    return name in DraftOptions.__dataclass_fields__ or name.startswith("draft_") or name in OTHER_WORDS
 
 
 def _is_made_from(generation_config: GenerationConfig, own: GenerationConfig | None) -> bool:

@@ -11,10 +11,12 @@ from architectures import tiny_target
 from conftest import use_options
 from doubles import random_draft
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.utils import logging
 
 import eagle_hf
 from eagle_hf import EagleGenerateOutput
+from eagle_hf.generation.attaching import AttachedGenerate
 from eagle_hf.versions import CACHE
 
 
@@ -117,7 +119,6 @@ def test_a_wrong_pair_is_refused_when_attaching(draft):
         ({"cache_implementation": "offloaded_static"}, "`cache_implementation='offloaded_static'`"),
         ({"num_beams": 2}, "the call asks for beam search, and drafts go with greedy search or sampling."),
         ({"num_beams": 2, "do_sample": True}, "the call asks for beam sample"),
-        ({"prompt_lookup_num_tokens": 3}, "`prompt_lookup_num_tokens` asks for another way to draft"),
         ({"custom_generate": plainly}, "`custom_generate` is a way to generate of its own"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -138,6 +139,21 @@ def test_calls_that_cannot_be_drafted_run_as_plain_generate(attached, caplog, op
     assert reason in warning
     assert "without `assistant_model`" not in warning  # whoever called did not pass one
     assert isinstance(greedy(attached), EagleGenerateOutput)
+
+
+def test_looking_up_goes_with_the_head_and_without_it_is_that_of_transformers(attached, monkeypatch):
+    looked_up = []
+    theirs = PromptLookupCandidateGenerator.get_candidates
+    monkeypatch.setattr(
+        PromptLookupCandidateGenerator, "get_candidates",
+        lambda *args, **kwargs: (looked_up.append(1), theirs(*args, **kwargs))[1],
+    )  # fmt: skip
+    assert isinstance(greedy(attached, prompt_lookup_num_tokens=3), EagleGenerateOutput)
+    assert not looked_up
+    monkeypatch.setattr(AttachedGenerate, "_refusal", lambda *args: "for the test")
+    output = greedy(attached, prompt_lookup_num_tokens=3)
+    assert looked_up
+    assert torch.equal(output.sequences, greedy(attached, assistant_model=None).sequences)
 
 
 def test_every_reason_is_said_once_and_for_every_target(attached, caplog):

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, pipeline
 
 import eagle_hf
 from eagle_hf import DraftOptions
-from eagle_hf.draft_options import written_options
+from eagle_hf.draft_options import is_draft_option, written_options
 from eagle_hf.generation.output import History
 
 
@@ -40,7 +40,7 @@ def generate(target, draft, prompt=PROMPT, **kwargs):
         passed.update(**config, do_sample=settings.pop("do_sample"))
         config = {"generation_config": passed}
     output = target.generate(prompt, **config, **settings, **({} if draft is None else {"assistant_model": draft}))
-    plain_settings = {k: v for k, v in settings.items() if k not in DraftOptions.__dataclass_fields__}
+    plain_settings = {k: v for k, v in settings.items() if not is_draft_option(k)}
     torch.manual_seed(0)
     plain = target.generate(prompt, assistant_model=None, **config, **plain_settings)
     assert torch.equal(output.sequences, plain.sequences)
@@ -127,6 +127,69 @@ def test_what_the_targets_own_config_says_was_not_written_for_this_head(target, 
         assert drafted(generate(target, draft, generation_config=copied)) == 3
         assert drafted(generate(target, draft, generation_config=GenerationConfig(num_assistant_tokens=4))) == 4
         assert drafted(generate(target, draft, num_assistant_tokens=4)) == 4
+    finally:
+        target.generation_config = own
+
+
+@pytest.mark.parametrize("form", ["keyword", "call's config", "head's config", "attached", "decode"])
+def test_the_words_of_transformers_mean_ours_where_somebody_wrote_them(target, draft, form):
+    """`prompt_lookup_num_tokens` adds looked-up branches, the threshold leaves out unlikely nodes."""
+
+    def trees(**written):
+        if form == "head's config":
+            draft.generation_config = copy.deepcopy(own)
+            draft.generation_config.update(**written)
+            return generate(target, draft).draft_trees
+        if form == "call's config":
+            return generate(target, draft, generation_config=GenerationConfig(**written)).draft_trees
+        if form == "keyword":
+            return generate(target, draft, **written).draft_trees
+        options = {"max_new_tokens": 24, "eos_token_id": None, "return_dict_in_generate": True, "do_sample": False}
+        if form == "decode":
+            options |= {"custom_generate": eagle_hf.decode, "eagle_draft": draft}
+        output = target.generate(PROMPT, **options, **written)
+        assert torch.equal(output.sequences, generate(target, None).sequences)
+        return output.draft_trees
+
+    own = copy.deepcopy(draft.generation_config)
+    own.draft_threshold, own.draft_retrieval = 0.0, 0  # as they are in saved heads
+    if form == "attached":
+        eagle_hf.attach(target, draft)
+    try:
+        looked_up = trees(prompt_lookup_num_tokens=9)
+        assert max(tree.num_nodes for tree, _ in looked_up) > 1 + OWN
+        assert min(tree.num_nodes for tree, _ in trees(assistant_confidence_threshold=0.99)) < 1 + OWN
+        # A negative control, and that the same value twice is no contradiction.
+        assert max(tree.num_nodes for tree, _ in trees(prompt_lookup_num_tokens=None)) == 1 + OWN
+        assert max(tree.num_nodes for tree, _ in trees(prompt_lookup_num_tokens=9, draft_retrieval=9)) > 1 + OWN
+        with pytest.raises(ValueError, match="`draft_retrieval=3` and `prompt_lookup_num_tokens=9`, two words for one"):
+            trees(prompt_lookup_num_tokens=9, draft_retrieval=3)
+        with pytest.raises(ValueError, match="`draft_threshold=0.5` and `assistant_confidence_threshold=0.2`"):
+            trees(assistant_confidence_threshold=0.2, draft_threshold=0.5)
+        with pytest.raises(ValueError, match="`assistant_confidence_threshold=1.5`, which means `draft_threshold`"):
+            trees(assistant_confidence_threshold=1.5)
+    finally:
+        eagle_hf.detach(target)
+
+
+def test_a_threshold_that_transformers_filled_in_was_written_by_nobody(target, draft):
+    filled, _ = target._prepare_generation_config(None)
+    assert filled.assistant_confidence_threshold == 0.4  # else there is nothing to tell apart
+    assert written_options({}, filled, target.generation_config) == {}
+    assert written_options({"assistant_confidence_threshold": 0.4}, filled, None) == {"draft_threshold": 0.4}
+    assert DraftOptions.from_generation_config(filled).draft_threshold == 0
+    assert written_options({}, GenerationConfig(assistant_confidence_threshold=0.4), None) == {"draft_threshold": 0.4}
+
+
+def test_looking_up_that_the_targets_own_config_asks_for_was_not_written_for_a_passed_head(target, draft):
+    own = target.generation_config
+    target.generation_config = copy.deepcopy(own)
+    target.generation_config.update(prompt_lookup_num_tokens=9, assistant_confidence_threshold=0.99)
+    try:
+        assert drafted(generate(target, draft)) == OWN
+        copied = copy.deepcopy(target.generation_config)
+        assert drafted(generate(target, draft, generation_config=copied)) == OWN
+        assert drafted(generate(target, draft, prompt_lookup_num_tokens=9)) > OWN
     finally:
         target.generation_config = own
 

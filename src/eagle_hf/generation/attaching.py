@@ -2,14 +2,14 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.generation import GenerationMixin
 from transformers.utils import logging
 
-from ..draft_options import DraftOptions, is_draft_option, written_options
+from ..draft_options import OTHER_WORDS, DraftOptions, is_draft_option, written_options
 from ..head.modeling_eagle import EagleDraftModel
 from .call import CallConfig
 from .pairing import check_call
@@ -94,16 +94,17 @@ class AttachedGenerate(_AttachedCall):
         written = written_options(arguments, arguments.get("generation_config"), self.model.generation_config)
         DraftOptions.from_generation_config(self.attached.draft.generation_config, written=written)
         if arguments.get("cache_implementation") != "paged":  # which says so itself
-            if (reason := self._refusal(config)) is None:
+            if (reason := self._refusal(config, written)) is None:
                 return self.previous(*args, assistant_model=self.attached, **kwargs)
             self.attached.warn_once(reason)
-        return self.previous(*args, **{name: value for name, value in kwargs.items() if not is_draft_option(name)})
+        plain = {n: value for n, value in kwargs.items() if n in OTHER_WORDS or not is_draft_option(n)}
+        return self.previous(*args, **plain)
 
-    def _refusal(self, config: CallConfig) -> str | None:
+    def _refusal(self, config: CallConfig, written: Mapping[str, Any]) -> str | None:
         """Why the call is not drafted, as far as it is known by now."""
         if (mode := config.other_mode()) is not None:
             return f"the call asks for {mode}, and drafts go with greedy search or sampling."
-        if (name := config.other_drafter()) is not None:
+        if (name := config.other_drafter(written)) is not None:
             return f"`{name}` asks for another way to draft."
         try:
             check_call(self.model, self.attached.draft, config)

@@ -37,7 +37,16 @@ class CallConfig:
         drafted = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.ASSISTED_GENERATION)
         return None if mode in drafted else str(mode.value).replace("_", " ")
 
-    def other_drafter(self) -> str | None:
-        """The option by which the call asks for another way of drafting."""
-        names = ("use_mtp", "prompt_lookup_num_tokens", "assistant_early_exit")
+    def other_drafter(self, written: Mapping[str, Any]) -> str | None:
+        """
+        Returns the option by which the call asks for another way of drafting, if any.
+
+        Args:
+            written (`Mapping[str, Any]`):
+                What the call says about drafting: a number of tokens to look up that was written for a head belongs to
+                that head, unlike one in the target's own config.
+        """
+        names = ["use_mtp", "assistant_early_exit"]
+        if "draft_retrieval" not in written:
+            names.append("prompt_lookup_num_tokens")
         return next((name for name in names if getattr(self, name)), None)

@@ -27,7 +27,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 from transformers.generation.streamers import BaseStreamer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from ..draft_options import DraftOptions, is_draft_option, written_options
+from ..draft_options import OTHER_WORDS, DraftOptions, is_draft_option, written_options
 from ..head.modeling_eagle import EagleDraftModel
 from .attaching import refuse_name
 from .call import CallConfig
@@ -77,7 +77,9 @@ def decode(
     ```
     """
     _refuse_dropped_arguments()
-    _check_mode(model, generation_config)
+    options = {name: model_kwargs.pop(name) for name in list(model_kwargs) if is_draft_option(name)}
+    written = written_options(options, generation_config, model.generation_config)
+    _check_mode(model, generation_config, written)
     refuse_name(eagle_draft)
     draft = getattr(eagle_draft, "_orig_mod", eagle_draft)  # `torch.compile` wraps
     if not isinstance(draft, EagleDraftModel):
@@ -85,8 +87,6 @@ def decode(
             f"Got {type(eagle_draft).__name__} as `eagle_draft`, but `eagle_hf.decode` drafts with an EAGLE head. Pass "
             "`generate(..., custom_generate=eagle_hf.decode, eagle_draft=EagleDraftModel.from_pretrained(...))`."
         )
-    options = {name: model_kwargs.pop(name) for name in list(model_kwargs) if is_draft_option(name)}
-    written = written_options(options, generation_config, model.generation_config)
     check_call(model, draft, generation_config, written)
     if eagle_stop_strings is not None:
         if eagle_tokenizer is None:
@@ -117,7 +117,7 @@ def _with_draft_options(signature: inspect.Signature) -> inspect.Signature:
     *named, rest = signature.parameters.values()
     options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-        for name in DraftOptions.__dataclass_fields__
+        for name in (*DraftOptions.__dataclass_fields__, *OTHER_WORDS)
     ]
     return signature.replace(parameters=[*named, *options, rest])
 
@@ -175,7 +175,7 @@ def _without_stop_strings(config: GenerationConfig) -> GenerationConfig:
     return copied
 
 
-def _check_mode(model: PreTrainedModel, generation_config: GenerationConfig) -> None:
+def _check_mode(model: PreTrainedModel, generation_config: GenerationConfig, written: Mapping[str, Any]) -> None:
     """
     Checks that the call asks for what drafts go with, which `generate` leaves to the callable.
 
@@ -188,7 +188,7 @@ def _check_mode(model: PreTrainedModel, generation_config: GenerationConfig) -> 
             f"The call asks for {mode}, but `custom_generate=eagle_hf.decode` goes with greedy search or sampling. "
             "Leave one of the two out."
         )
-    name = config.other_drafter() or next((name for name in _OF_OTHER_DRAFTERS if getattr(config, name)), None)
+    name = config.other_drafter(written) or next((name for name in _OF_OTHER_DRAFTERS if getattr(config, name)), None)
     if name is not None:
         raise ValueError(
             f"Got `{name}`, which asks for another way to draft or to verify, together with "
