@@ -123,6 +123,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gpt_oss: full attention": {"layer_types": ["full_attention"] * NUM_LAYERS},
     "granitemoehybrid: attention only": {"layer_types": ["full_attention"] * NUM_LAYERS},
     "llama4_text: no positions in some layers": {"no_rope_layers": [1, 0] * (NUM_LAYERS // 2)},
+    "minimax_m3_vl_text: sparse attention": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"] * (NUM_LAYERS // 2), "index_n_heads": 2,
+        "index_head_dim": 8, "index_block_size": 4, "index_topk_blocks": 2,
+    },
     "mistral: full attention": {"sliding_window": None},
     "mixtral: windows": {"sliding_window": 8},
     "opt: norms behind": {"do_layer_norm_before": False},

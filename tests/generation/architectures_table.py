@@ -21,6 +21,7 @@ NOT_TRIED = "not tried"
 LAYERS = {
     "DynamicSlidingWindowLayer": "sliding or chunked windows",
     "DynamicIndexedLayer": "sparse attention with an indexer",
+    "MiniMaxM3VLSparseCacheLayer": "blocks of keys that an indexer chooses",
     "DummyLayer": "layers without keys of their own",
     "LinearAttentionLayer": "layers with a convolution or a recurrent state",
     "LinearAttentionAndFullAttentionLayer": "attention and a recurrent state in the same layer",

@@ -19,7 +19,7 @@ from transformers.utils import logging
 SAMPLE = [
     "bamba", "bloom", "camembert", "deepseek_v32", "deepseek_v4", "gemma2",
     "gemma4_text: shared keys and values", "gpt_neo", "gpt_oss", "jamba", "lfm2",
-    "llama4_text", "mpt", "qwen3_5_text", "zamba2",
+    "llama4_text", "minimax_m3_vl_text: sparse attention", "mpt", "qwen3_5_text", "zamba2",
 ]  # fmt: skip
 TABLE = page.PAGE.read_text()
 IS_SAME_VERSION = transformers.__version__ == page.version(TABLE)

@@ -144,6 +144,20 @@ def holds_keys(layer: object) -> bool:
     return isinstance(layer, CacheLayerMixin) and layer.is_initialized and layer.keys is not None
 
 
+def goes_back_alone(layer: object) -> bool:
+    """
+    Returns whether a cache layer that a family brings of its own (MiniMax-M3, with keys of an indexer) takes its newest
+    columns back by a `crop` of its own. What such a layer holds is its own affair, so that no column of it is moved.
+    """
+    own = vars(type(layer))
+    return (
+        isinstance(layer, DynamicLayer)
+        and not layer.is_sliding
+        and own.get("_layer_type") is not None
+        and "crop" in own
+    )
+
+
 def layers_with_keys(cache: Cache) -> list[Any]:
     """Returns the layers of a cache that hold keys and values, in order."""
     return [layer for layer in cache.layers if holds_keys(layer)]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import Cache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
+from transformers import Cache, EncoderDecoderCache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import (
     DynamicIndexedLayer,
     DynamicLayer,
@@ -18,7 +18,7 @@ from transformers.cache_utils import (
 )
 from transformers.utils import logging
 
-from ..cache.keeping import GrowingLayer
+from ..cache.keeping import GrowingLayer, goes_back_alone
 from ..draft_options import DraftOptions
 from ..head.modeling_eagle import EagleDraftModel
 from ..target.config import TargetConfig
@@ -78,6 +78,12 @@ def check_call(
         `ValueError`: if the draft does not fit the target, or an option of the draft is wrong.
         [`CannotDraft`]: if they do, but calls like this one are not drafted.
     """
+    if type(model)._sample is not GenerationMixin._sample:
+        raise CannotDraft(
+            f"{type(model).__name__} writes its output in a loop of its own (`{type(model)._sample.__qualname__}`), "
+            "which knows nothing of drafts and may write more than a token per step.",
+            "Generate without `assistant_model`.",
+        )
     check_pair(model, draft)
     if input_device(model).type == "meta":
         raise ValueError(
@@ -188,14 +194,16 @@ def check_cache(cache: Cache | None, num_columns: int | None = None) -> None:
             raise CannotDraft(
                 f"Got cache layers of type {type(layer).__name__}, {_QUANTIZED_REASON}", _QUANTIZED_ADVICE
             )
-        elif type(layer) not in SUPPORTED_LAYERS:
+        elif type(layer) not in SUPPORTED_LAYERS and not goes_back_alone(layer):
             kind = f"cache layers of type {type(layer).__name__}"
             if isinstance(layer, StaticSlidingWindowLayer):
                 kind = "a static cache with sliding-window layers"
+            advice = f"Use a DynamicCache (leave `cache_implementation` and `{CACHE}` unset), or generate"
+            if isinstance(layer, DynamicLayer) and getattr(layer, "_layer_type", None):
+                advice = "The target brings them, whatever cache is asked for. Generate"
             raise CannotDraft(
                 f"Got {kind}, which cannot drop the rejected nodes of a draft tree exactly.",
-                f"Use a DynamicCache (leave `cache_implementation` and `{CACHE}` unset), or generate without "
-                "`assistant_model`.",
+                f"{advice} without `assistant_model`.",
             )
 
 

@@ -10,7 +10,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import LinearAttentionLayer
 from transformers.utils import logging
 
-from ..cache.keeping import fixed_sizes, take_back
+from ..cache.keeping import fixed_sizes, goes_back_alone, take_back
 from ..tree import DraftTree
 from .config import TargetConfig
 from .direct_layers import watched_layers
@@ -118,8 +118,14 @@ def _probe(model: PreTrainedModel, is_static: bool) -> bool:
 
     if is_static and min(size for size in fixed_sizes(new_cache()) if size is not None) < prompt_len + len(nodes):
         return can_verify_trees(model)  # a window that a call with a static cache must not fill
-    with watched_layers(model):
-        logits, cache = _plain_with_cache(model, torch.cat([prompt, nodes[None, path]], dim=1), new_cache())
+    try:
+        with watched_layers(model):
+            logits, cache = _plain_with_cache(model, torch.cat([prompt, nodes[None, path]], dim=1), new_cache())
+    except (ValueError, TypeError, LookupError, AttributeError) as failure:
+        raise ValueError(
+            f"{type(model).__name__} cannot verify drafts: whether it can is tried with a few tokens of text, and a "
+            f"forward over text alone fails ({failure}). Generate without `assistant_model`."
+        ) from failure
     expected = logits[0, prompt_len:].float()
     if expected.isnan().any():
         raise ValueError(
@@ -133,6 +139,8 @@ def _probe(model: PreTrainedModel, is_static: bool) -> bool:
 
     reasons = []
     try:
+        if any(map(goes_back_alone, new_cache().layers)):
+            raise ValueError("its cache has layers of its own, which take back their newest columns only")
         if cache is None:
             cache = _prefilled(model, prompt, new_cache())
         else:
