@@ -12,7 +12,7 @@ from packaging.version import Version
 from promises import left_padded_prompts
 from target_dtype import TARGET_DTYPE
 
-from eagle_hf.generation import decoding
+from eagle_hf.generation import opening
 from eagle_hf.target import forward as forward_module
 from eagle_hf.target import masks, probe
 from eagle_hf.target.probe import can_verify_trees
@@ -30,7 +30,7 @@ class TestChainOnly:
         target, inputs = build(name, **CHAIN_ONLY[name]), left_padded_prompts(lengths)
         draft = random_draft(target)
         warnings = []
-        monkeypatch.setattr(decoding.logger, "warning_once", warnings.append)
+        monkeypatch.setattr(opening.logger, "warning_once", warnings.append)
         outputs = []
         for assistant in (None, draft):
             torch.manual_seed(0)
