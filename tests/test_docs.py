@@ -62,6 +62,13 @@ def test_commands_have_the_options_that_are_shown(page, monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_options_of_commands_are_spelt_with_underscores(page):
+    text = page.read_text().replace("\\\n", " ")
+    for line in re.findall(r"^.*eagle-hf .*$", text, flags=re.MULTILINE):
+        assert not re.findall(r"--[a-z]+(?:-[a-z]+)+", line), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not target.startswith("http"):

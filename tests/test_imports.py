@@ -3,12 +3,14 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import eagle_hf
+from eagle_hf.cli.main import COMMANDS
 
 
 PACKAGE = Path(eagle_hf.__file__).parent
@@ -52,6 +54,27 @@ def test_importing_the_package_imports_no_trainer_no_pictures_and_no_more_of_the
 
 def test_importing_the_package_is_enough_to_draft_and_to_load_by_auto_classes(fresh):
     assert fresh[2] == ["EagleConfig", "EagleGenerateOutput"]
+
+
+def test_the_command_shows_its_help_without_torch_and_transformers_and_imports_the_package_when_it_runs():
+    entry = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text())["project"]["scripts"]["eagle-hf"]
+    code = f"""
+import contextlib, io, sys
+from {entry.partition(":")[0]} import {entry.partition(":")[2]} as main
+for words in {[[], *([name] for name in COMMANDS if name != "train")]!r}:  # that has all options of the trainer
+    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    assert "--help" in shown.getvalue()
+print(*sorted({{"torch", "transformers", "huggingface_hub", "numpy"}} & set(sys.modules)), "none")
+main(["env"])
+import eagle_hf
+print(eagle_hf.EagleConfig.model_type, "transformers" in sys.modules)
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    lines = printed.splitlines()
+    assert lines[0] == "none"
+    assert lines[1].startswith("eagle_hf 0.")
+    assert lines[-1] == "eagle True"
 
 
 @pytest.mark.parametrize("package", LAZY)

@@ -71,7 +71,7 @@ def test_the_conversation_goes_on_and_is_cleared_and_saved(pair, chat, tmp_path)
     first = written(pair, "sabc", 12)
     second = written(pair, f"sabc{first}de", 12)
     again = written(pair, "sde", 12)
-    options = ("max_new_tokens=12", "--system-prompt", "s")
+    options = ("max_new_tokens=12", "--system_prompt", "s")
     printed = chat("abc", "", "de", "n", "!save deep/er/chat.json", "!clear", "de", options=options)
     for answer in (first, second, again):
         assert f"<target>\n{answer}\n" in printed
@@ -90,7 +90,7 @@ def test_the_conversation_goes_on_and_is_cleared_and_saved(pair, chat, tmp_path)
 
 
 def test_without_a_name_a_conversation_is_saved_in_its_folder(chat, tmp_path):
-    printed = chat("!save", options=("--save-folder", "kept"))
+    printed = chat("!save", options=("--save_folder", "kept"))
     [path] = (tmp_path / "kept" / "target").glob("chat_*.json")
     assert f"Saved to kept/target/{path.name}" in printed
 
@@ -128,7 +128,7 @@ def test_what_generate_refuses_does_not_end_the_chat(pair, chat):
 
 def test_examples(pair, chat, tmp_path):
     (tmp_path / "examples.yaml").write_text("greeting: {text: abc}\n")
-    options = ("max_new_tokens=4", "--examples-path", "examples.yaml")
+    options = ("max_new_tokens=4", "--examples_path", "examples.yaml")
     printed = chat("de", "n", "!example greeting", "n", "!example other", "!help", options=options)
     assert f"abc\n\n<target>\n{written(pair, 'abc', 4)}\n" in printed
     assert "There is no example 'other'. Known: greeting." in printed
@@ -146,7 +146,7 @@ def test_what_is_no_command_shows_the_help(chat, typed):
 
 def test_a_generation_config_of_its_own(chat, tmp_path):
     (tmp_path / "mine.json").write_text('{"max_new_tokens": 7, "temperature": 0.5, "do_sample": true}')
-    assert '"max_new_tokens": 7' in chat("!status", options=("--generation-config", "mine.json"))
+    assert '"max_new_tokens": 7' in chat("!status", options=("--generation_config", "mine.json"))
 
 
 def test_the_same_commands_as_transformers_chat():

@@ -43,9 +43,9 @@ def test_env_says_the_versions(capsys):
     assert "transformers 5." in printed
 
 
-@pytest.mark.parametrize("sampling", [[], ["--temperature", "0.8", "--top-k", "9", "--top-p", "0.9", "--seed", "3"]])
+@pytest.mark.parametrize("sampling", [[], ["--temperature", "0.8", "--top_k", "9", "--top_p", "0.9", "--seed", "3"]])
 def test_generate_streams_compares_and_draws(pair, capsys, sampling):
-    arguments = ["generate", *pair, "abc", "--max-new-tokens", "12", "--compare", "--show-tree", "--threads", "1"]
+    arguments = ["generate", *pair, "abc", "--max_new_tokens", "12", "--compare", "--show_tree", "--threads", "1"]
     assert main([*arguments, *sampling]) == 0
     printed = capsys.readouterr().out
     assert "tokens equal to plain generate: yes (12 tokens)" in printed.replace("\n", " ") or "(1" in printed
@@ -54,12 +54,12 @@ def test_generate_streams_compares_and_draws(pair, capsys, sampling):
 
 
 def test_generate_alone(pair, capsys):
-    assert main(["generate", *pair, "abc", "--max-new-tokens", "6", "--raw"]) == 0
+    assert main(["generate", *pair, "abc", "--max_new_tokens", "6", "--raw"]) == 0
     assert "tokens per verification" in capsys.readouterr().out
 
 
 def test_demo_runs_any_pair(pair, capsys):
-    assert main(["demo", *pair, "--max-new-tokens", "10", "--threads", "1"]) == 0
+    assert main(["demo", *pair, "--max_new_tokens", "10", "--threads", "1"]) == 0
     printed = capsys.readouterr().out
     assert "tokens equal: yes" in printed
     assert printed.count("The same tokens") == len(demo.PROMPTS)
@@ -77,9 +77,9 @@ def test_a_difference_is_a_failure(pair, capsys, monkeypatch):
         return result
 
     monkeypatch.setattr(Pair, "run", run)
-    assert main(["generate", *pair, "abc", "--max-new-tokens", "6", "--compare"]) == 1
+    assert main(["generate", *pair, "abc", "--max_new_tokens", "6", "--compare"]) == 1
     assert "NO" in capsys.readouterr().out
-    assert main(["demo", *pair, "--max-new-tokens", "6", "--threads", "1"]) == 1
+    assert main(["demo", *pair, "--max_new_tokens", "6", "--threads", "1"]) == 1
 
 
 def test_errors_are_one_line_and_a_status(capsys):

@@ -42,7 +42,7 @@ def folder(tmp_path):
 def command(folder, output, *more):
     return [
         "prepare", "--target", str(folder / "target"), "--data", str(folder / "data.jsonl"), "--output",
-        str(folder / output), "--max-new-tokens", "24", "--batch-size", "2", "--threads", "1", *more,
+        str(folder / output), "--max_new_tokens", "24", "--batch_size", "2", "--threads", "1", *more,
     ]  # fmt: skip
 
 
@@ -78,8 +78,8 @@ def test_killed_and_started_again_it_writes_the_file_of_a_run_that_was_left_alon
 
 
 def test_other_settings_are_refused_in_one_line(folder, capsys):
-    assert main(command(folder, "answers.jsonl", "--num-prompts", "2")) == 0
-    assert main(command(folder, "answers.jsonl", "--num-prompts", "3")) == 1
+    assert main(command(folder, "answers.jsonl", "--num_prompts", "2")) == 0
+    assert main(command(folder, "answers.jsonl", "--num_prompts", "3")) == 1
     assert "eagle-hf prepare: " in (printed := capsys.readouterr().err)
     assert "num_prompts was 2 and is 3" in printed
 

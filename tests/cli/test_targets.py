@@ -71,11 +71,11 @@ def test_every_command_takes_the_target(tmp_path, capsys, kind):
     answers, output, head = tmp_path / "answers.jsonl", tmp_path / "out", tmp_path / "out" / "head"
     pair = ["--target", str(target), "--draft", str(head), "--threads", "1"]
     commands = [
-        ["prepare", *pair[:2], "--data", str(prompts_file), "--output", str(answers), "--max-new-tokens", "6"],
+        ["prepare", *pair[:2], "--data", str(prompts_file), "--output", str(answers), "--max_new_tokens", "6"],
         ["train", *pair[:2], "--data", str(answers), "--output_dir", str(output), "--use_cpu", "--report_to", "none",
          "--max_steps", "2", "--per_device_train_batch_size", "4", "--num_unrolls", "2", "--disable_tqdm", "True",
          "--feature_layer_ids", "0", "1", "2", "--save_strategy", "no"],
-        ["generate", *pair, "abc", "--max-new-tokens", "10", "--compare", "--dtype", "fp32"],
+        ["generate", *pair, "abc", "--max_new_tokens", "10", "--compare", "--dtype", "fp32"],
         ["bench", *pair, "--tasks", str(prompts_file), "--max_prompts", "1", "--temperatures", "0", "--dtype", "fp32",
          "--max_new_tokens", "6", "--repeats", "1", "--no_metrics", "--output", str(tmp_path / "bench")],
     ]  # fmt: skip
@@ -83,7 +83,7 @@ def test_every_command_takes_the_target(tmp_path, capsys, kind):
         assert main(command) == 0, (command[0], capsys.readouterr())
     assert "tokens equal to plain generate: yes" in capsys.readouterr().out.replace("\n", " ")
     # A head after two steps knows nothing, which is status 2; what matters is that it was measured.
-    assert main(["inspect", str(head), *pair[:2], "--max-new-tokens", "8", "--depth", "2", "--prompt", "abc"]) in (0, 2)
+    assert main(["inspect", str(head), *pair[:2], "--max_new_tokens", "8", "--depth", "2", "--prompt", "abc"]) in (0, 2)
     assert "greedy chains" in capsys.readouterr().out
 
 
@@ -111,7 +111,7 @@ def llava(folder, template):
     )
     for name, colour in (("red", (250, 0, 0)), ("blue", (0, 0, 250))):
         Image.new("RGB", (20, 16), colour).save(folder / f"{name}.png")
-    return ["--target", str(folder / "target"), "--draft", str(folder / "draft"), "--max-new-tokens", "12"]
+    return ["--target", str(folder / "target"), "--draft", str(folder / "draft"), "--max_new_tokens", "12"]
 
 
 PARTS = (
@@ -174,8 +174,8 @@ def test_a_head_is_trained_and_used_behind_an_adapter(tmp_path):
 WRONG = [
     (["--temperature", "-1"], "no temperature"),
     (["--temperature", "nan"], "no temperature"),
-    (["--top-p", "0"], "no probability"),
-    (["--max-new-tokens", "0"], "at least 1"),
+    (["--top_p", "0"], "no probability"),
+    (["--max_new_tokens", "0"], "at least 1"),
     (["--threads", "0"], "at least 1"),
     (["--dtype", "flaot16"], "Did you mean 'float16'"),
     (["--max_memory", "20GiB"], "0=20GiB"),
@@ -196,21 +196,6 @@ def test_devices_and_memory_are_read_as_transformers_takes_them():
     assert values.max_memory("0=20GiB,cpu=60GiB") == {0: "20GiB", "cpu": "60GiB"}
     assert values.device_map("auto") == "auto"
     assert values.device_map('{"": "cpu"}') == {"": "cpu"}
-
-
-@pytest.mark.parametrize(
-    "command",
-    [["generate", "p", "--draft", "d"], ["prepare", "--data", "d", "--output", "o"], ["inspect", "repo"], ["demo"]],
-    ids=lambda command: command[0],
-)
-def test_both_spellings_of_an_option_are_one(monkeypatch, command):
-    from eagle_hf.cli.main import COMMANDS
-
-    seen = []
-    monkeypatch.setattr(COMMANDS[command[0]], "run", lambda args: seen.append(args.max_new_tokens) or 0)
-    for spelling in ("--max-new-tokens", "--max_new_tokens"):
-        assert main([*command, "--target", "t", spelling, "7"]) == 0
-    assert seen == [7, 7]
 
 
 def test_a_swapped_pair_is_told_before_any_weights(tmp_path, capsys):

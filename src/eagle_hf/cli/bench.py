@@ -17,31 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers.utils import logging
-
-from ..evaluation import (
-    BenchmarkSettings,
-    compare,
-    load_result,
-    load_tasks,
-    make_methods,
-    markdown_report,
-    run_benchmark,
-    save_figures,
-    save_result,
-    write_card,
-)
-from ..evaluation.methods import BASELINES, EAGLE, parse_tree
-from ..evaluation.profiling import profile
-from ..loading.targets import load_target
-from . import values
-from .pair import Pair
+from ..evaluation.settings import BASELINES
+from .common import add_threads, set_threads
 from .target_options import add_target_options, target_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Adds the options of the command."""
     add = parser.add_argument
     add("--target", help="target: repository id or folder")
     add("--draft", help="EAGLE head: repository id or folder")
@@ -52,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "turns, messages or prompt",
     )
     add("--split", default="train", help="split of a dataset (default: train)")
-    add("--prompt_field", "--prompt-field", default="prompt", help="field of single prompts (default: prompt)")
-    add("--max_prompts", "--max-prompts", type=int, help="so many prompts of every task (default: all)")
+    add("--prompt_field", default="prompt", help="field of single prompts (default: prompt)")
+    add("--max_prompts", type=int, help="so many prompts of every task (default: all)")
     add("--temperatures", type=float, nargs="+", default=[0.0, 1.0], help="0 is greedy (default: 0 1)")
     add(
         "--baselines",
@@ -62,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["plain"],
         help="other methods of transformers; plain is always measured",
     )
-    add("--assistant_model", "--assistant-model", help="small model of the baseline assisted")
+    add("--assistant_model", help="small model of the baseline assisted")
     add(
         "--trees",
         nargs="+",
@@ -71,19 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draft with these trees as well as with that of the head",
     )
     add("--compile", action="store_true", help="plain and head also with a static cache and compiled steps")
-    add("--max_new_tokens", "--max-new-tokens", type=int, default=256, help="most tokens of an answer (default: 256)")
+    add("--max_new_tokens", type=int, default=256, help="most tokens of an answer (default: 256)")
     add("--repeats", type=int, default=3, help="how often every method answers a prompt (default: 3)")
-    add(
-        "--warm_up", "--warm-up", type=int, default=1, help="generations of every method that do not count (default: 1)"
-    )
+    add("--warm_up", type=int, default=1, help="generations of every method that do not count (default: 1)")
     add("--seed", type=int, default=0, help="seed of the first prompt of a task (default: 0)")
-    add(
-        "--no_metrics", "--no-metrics", action="store_true", help="leave out n-alpha and calibration, which take longer"
-    )
-    add("--threads", type=values.integer(1), help="CPU threads")
+    add("--no_metrics", action="store_true", help="leave out n-alpha and calibration, which take longer")
+    add_threads(parser)
     add("--output", type=Path, default=Path("runs/bench"), help="folder for the results (default: runs/bench)")
     add("--restart", action="store_true", help="throw away what an interrupted run has left in --output")
-    add("--write_card", "--write-card", type=Path, metavar="FOLDER", help="put the tables into the card of this head")
+    add("--write_card", type=Path, metavar="FOLDER", help="put the tables into the card of this head")
     add("--report", type=Path, metavar="RESULT", help="report and figures of this result, without measuring")
     add("--compare", type=Path, nargs=2, metavar=("BEFORE", "AFTER"), help="compare two results")
     add("--profile", action="store_true", help="split a step of the head into its parts")
@@ -92,9 +70,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """
-    Measure, compare, report or profile. The status is 1 where tokens differ that have to be equal, or where `--compare`
-    finds a regression.
+    Measures, compares, reports or profiles. The status is 1 where tokens differ that have to be equal, or where
+    `--compare` finds a regression.
     """
+    from ..evaluation import (
+        BenchmarkSettings,
+        compare,
+        load_result,
+        load_tasks,
+        make_methods,
+        run_benchmark,
+        save_result,
+    )
+    from ..evaluation.methods import parse_tree
+    from ..evaluation.profiling import profile
+    from ..loading.targets import load_target
+    from .pair import Pair
+
     if args.compare:
         comparison = compare(*(load_result(path) for path in args.compare))
         print(comparison)
@@ -106,8 +98,7 @@ def run(args: argparse.Namespace) -> int:
         missing.append("--tasks")
     if missing:
         raise ValueError(f"{', '.join(missing)} must be given, or --compare or --report with results.")
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args)
     if args.profile:
         pair = Pair.load(args.target, args.draft, **target_options(args))
         text, facts = profile(pair.target, pair.draft, pair.encode(PROFILE_PROMPT), args.max_new_tokens, args.repeats)
@@ -157,7 +148,12 @@ PROFILE_PROMPT = "Explain in a few sentences how a bicycle stays upright, and wh
 
 
 def _report(result: dict[str, Any], args: argparse.Namespace) -> int:
-    """Write and print the report, draw the figures, and fill the card."""
+    """Writes and prints the report, draws the figures, and fills the card."""
+    from transformers.utils import logging
+
+    from ..evaluation import markdown_report, save_figures, write_card
+    from ..evaluation.methods import EAGLE
+
     logging.disable_progress_bar()
     args.output.mkdir(parents=True, exist_ok=True)
     report = markdown_report(result)

@@ -3,43 +3,45 @@
 import argparse
 import getpass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import GenerationConfig
-from transformers.utils import logging
-
-from . import values
+from .common import add_threads, set_threads
 from .demo import DRAFT, TARGET, own_folder
-from .pair import Pair
 from .target_options import add_target_options, target_options
 
 
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Adds the options of the command."""
     parser.add_argument(
         "generate_flags", nargs="*", metavar="NAME=VALUE", help="options of generate, such as max_new_tokens=100"
     )
     parser.add_argument("--target", help="target: repository id or folder (default: the demo's)")
     parser.add_argument("--draft", help="EAGLE head: repository id or folder (default: the demo's)")
     parser.add_argument("--user", help="name of the user (default: that of the system)")
-    parser.add_argument("--system-prompt", help="system prompt")
-    parser.add_argument("--save-folder", type=Path, default=Path("chat_history"), help="where !save writes")
-    parser.add_argument("--examples-path", type=Path, help="YAML file of examples: a mapping of names to {text: ...}")
-    parser.add_argument("--generation-config", help="repository id, folder or file of a generation config")
+    parser.add_argument("--system_prompt", help="system prompt")
+    parser.add_argument("--save_folder", type=Path, default=Path("chat_history"), help="where !save writes")
+    parser.add_argument("--examples_path", type=Path, help="YAML file of examples: a mapping of names to {text: ...}")
+    parser.add_argument("--generation_config", help="repository id, folder or file of a generation config")
     parser.add_argument("--seed", type=int, help="seed for sampling")
-    parser.add_argument("--threads", type=values.integer(1), help="CPU threads")
+    add_threads(parser)
     add_target_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Chat until `!exit`, or the end of the input."""
+    """Chats until `!exit`, or the end of the input."""
+    import torch
     from rich.console import Console
+    from transformers.utils import logging
 
     from .chat_session import EXAMPLES, ChatSession, parse_flags, read_examples
+    from .pair import Pair
 
     logging.disable_progress_bar()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args)
     flags = parse_flags(args.generate_flags)
     examples = read_examples(args.examples_path) if args.examples_path else EXAMPLES
     pair = Pair.load(args.target or own_folder(TARGET), args.draft or own_folder(DRAFT), **target_options(args))
@@ -61,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load_generation_config(name: str) -> GenerationConfig:
+def _load_generation_config(name: str) -> "GenerationConfig":
+    from transformers import GenerationConfig
+
     if name.endswith(".json"):
         return GenerationConfig.from_pretrained(str(Path(name).parent), Path(name).name)
     return GenerationConfig.from_pretrained(name)

@@ -2,30 +2,34 @@
 
 import argparse
 
-from ..checkpoints.exporting import LAYOUTS, export_checkpoint
-from ..head.modeling_eagle import EagleDraftModel
-from . import values
+from .common import add_dtype
+
+
+LAYOUTS = (
+    "eagle_hf", "safeailab", "speculators", "vllm", "sglang", "specforge", "modelopt", "tensorrt-llm", "llama.cpp",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Adds the options of the command."""
     parser.add_argument("repo", help="EAGLE head in any layout: repository id or folder")
-    parser.add_argument(
-        "--to", required=True, choices=["eagle_hf", *LAYOUTS], help="layout, named by engine or inventor"
-    )
+    parser.add_argument("--to", required=True, choices=LAYOUTS, help="layout, named by engine or inventor")
     parser.add_argument("--output", required=True, help="folder to write to")
     parser.add_argument(
         "--target", help="repository id of the target, where the head does not name it, or its folder, to check it"
     )
-    parser.add_argument("--dtype", type=values.dtype, help="dtype to write, such as float16 (default: the head's)")
+    add_dtype(parser, help="dtype to write, such as float16 (default: the head's)")
     parser.add_argument("--revision", help="revision of the repository")
     parser.add_argument(
-        "--feature-layer-ids", type=int, nargs="+", help="hidden states that the head reads, if its files are wrong"
+        "--feature_layer_ids", type=int, nargs="+", help="hidden states that the head reads, if its files are wrong"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, convert, write."""
+    """Reads, converts and writes the head."""
+    from ..checkpoints import export_checkpoint
+    from ..head.modeling_eagle import EagleDraftModel
+
     draft = EagleDraftModel.from_pretrained(
         args.repo, revision=args.revision, dtype=args.dtype, feature_layer_ids=args.feature_layer_ids
     )

@@ -3,13 +3,8 @@
 import argparse
 from pathlib import Path
 
-import torch
-from transformers.utils import logging
-
-from ..draft_options import DraftOptions
 from . import values
-from .figures import speed_line
-from .pair import Pair
+from .common import add_threads, set_threads
 from .target_options import add_target_options, target_options
 
 
@@ -22,27 +17,31 @@ PROMPTS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Adds the options of the command."""
     parser.add_argument("--target", help="another target: repository id or folder (default: the demo's)")
     parser.add_argument("--draft", help="another EAGLE head: repository id or folder (default: the demo's)")
     parser.add_argument(
-        "--max-new-tokens", type=values.integer(1), default=160, help="most tokens per prompt (default: 160)"
+        "--max_new_tokens", type=values.integer(1), default=160, help="most tokens per prompt (default: 160)"
     )
     parser.add_argument("--temperature", type=values.temperature, default=0.0, help="0 is greedy (default: 0)")
-    parser.add_argument("--threads", type=values.integer(1), default=2, help="CPU threads (default: 2)")
+    add_threads(parser, default=2)
     add_target_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate for every prompt with and without the draft. A difference between both texts is a failure."""
+    """Generates for every prompt with and without the draft. A difference between both texts is a failure."""
     from rich.columns import Columns
     from rich.console import Console
     from rich.panel import Panel
+    from transformers.utils import logging
 
+    from ..draft_options import DraftOptions
     from ..visualization import draw_text, draw_tree
+    from .figures import speed_line
+    from .pair import Pair
 
     console = Console()
-    torch.set_num_threads(args.threads)
+    set_threads(args)
     logging.disable_progress_bar()
     pair = Pair.load(args.target or own_folder(TARGET), args.draft or own_folder(DRAFT), **target_options(args))
     pair.draft.generation_config.output_draft_trees = True
@@ -94,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def own_folder(name: str) -> str:
-    """Folder of a model of ours, in a clone of the repository."""
+    """Returns the folder of a model of ours, in a clone of the repository."""
     folder = Path(__file__).parents[3] / "hub_cards" / name
     if not folder.is_dir():
         raise OSError(

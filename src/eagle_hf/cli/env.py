@@ -4,20 +4,20 @@ import argparse
 import importlib.metadata
 import platform
 
-import torch
-
-from ..versions import __version__
-
 
 PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "accelerate", "tokenizers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No arguments."""
+    """Adds no options."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report."""
+    """Prints the report."""
+    import torch
+
+    from ..versions import __version__
+
     print(f"eagle_hf {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for package in PACKAGES:
         print(f"{package} {importlib.metadata.version(package)}")

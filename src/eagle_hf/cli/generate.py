@@ -3,30 +3,25 @@
 import argparse
 from typing import Any
 
-import torch
-from transformers import TextStreamer
-
-from ..loading.targets import check_target, file_options, load_processor, reads_images
 from . import values
-from .figures import mean_acceptance_length, speed_line
-from .pair import Pair
+from .common import add_threads, set_threads
 from .target_options import add_target_options, target_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Adds the options of the command."""
     parser.add_argument("prompt", help="the prompt; the user's turn of a chat, if the target has a chat template")
     parser.add_argument("--target", required=True, help="target: repository id or folder")
     parser.add_argument("--draft", required=True, help="EAGLE head: repository id or folder")
     parser.add_argument(
-        "--max-new-tokens", type=values.integer(1), default=256, help="most tokens to generate (default: 256)"
+        "--max_new_tokens", type=values.integer(1), default=256, help="most tokens to generate (default: 256)"
     )
     parser.add_argument("--temperature", type=values.temperature, default=0.0, help="0 is greedy (default: 0)")
     parser.add_argument(
-        "--top-p", type=values.top_p, default=1.0, help="sample from the likeliest tokens up to this probability"
+        "--top_p", type=values.top_p, default=1.0, help="sample from the likeliest tokens up to this probability"
     )
     parser.add_argument(
-        "--top-k",
+        "--top_k",
         type=values.integer(0),
         default=0,
         help="sample from this many likeliest tokens (default: 0, all)",
@@ -40,21 +35,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="image of the prompt, for targets that read images; may be repeated",
     )
     parser.add_argument("--raw", action="store_true", help="do not apply the chat template")
-    parser.add_argument("--threads", type=values.integer(1), help="CPU threads")
+    add_threads(parser)
     parser.add_argument("--compare", action="store_true", help="generate without the draft as well, and compare")
-    parser.add_argument("--show-tree", action="store_true", help="draw the draft tree that was accepted deepest")
+    parser.add_argument("--show_tree", action="store_true", help="draw the draft tree that was accepted deepest")
     add_target_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Stream the text, then print the figures. With `--compare`, a difference between both texts is a failure."""
+    """Streams the text, then prints the figures. With `--compare`, a difference between both texts is a failure."""
     from rich.console import Console
+    from transformers import TextStreamer
 
     from ..visualization import draw_text, draw_tree
+    from .figures import mean_acceptance_length, speed_line
+    from .pair import Pair
 
     console = Console()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args)
     if missing := [str(path) for path in args.image or () if not path.is_file()]:
         raise FileNotFoundError(f"--image: there is no file {', '.join(missing)}.")
     options = target_options(args)
@@ -93,7 +90,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load_processor(target: str, options: dict[str, Any]) -> Any:
-    """The processor of a target that reads images; others are refused by name."""
+    """Returns the processor of a target that reads images; others are refused by name."""
+    from ..loading.targets import check_target, file_options, load_processor, reads_images
+
     files = file_options(options)
     config = check_target(target, **files)
     if not reads_images(config):

@@ -8,17 +8,12 @@ assistant is written again by the target, in order. What is written is one JSON 
 import argparse
 import json
 
-import torch
-
-from ..head.modeling_eagle import EagleDraftModel
-from ..loading.targets import check_target, file_options, load_target, load_tokenizer
-from ..training.answers import AnswerSettings, write_answers
-from . import values
+from .common import add_threads, set_threads
 from .target_options import add_target_options, target_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Adds the options of the command."""
     parser.add_argument("--target", required=True, help="target: repository id or folder")
     parser.add_argument(
         "--data",
@@ -28,51 +23,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", required=True, help="file for the answers, such as answers.jsonl")
     parser.add_argument("--split", default="train", help="split of a dataset that has several (default: train)")
-    parser.add_argument("--max-new-tokens", type=int, default=1024, help="most tokens of an answer (default: 1024)")
+    parser.add_argument("--max_new_tokens", type=int, default=1024, help="most tokens of an answer (default: 1024)")
     parser.add_argument(
-        "--max-length",
+        "--max_length",
         type=int,
         help="most tokens of prompt and answer; longer prompts are left out (default: all positions of the target)",
     )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     parser.add_argument(
-        "--top-p",
+        "--top_p",
         type=float,
         default=1.0,
         help="sample from the likeliest tokens up to this probability (default: 1, all)",
     )
-    parser.add_argument("--top-k", type=int, default=0, help="sample from this many likeliest tokens (default: 0, all)")
+    parser.add_argument("--top_k", type=int, default=0, help="sample from this many likeliest tokens (default: 0, all)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling and of the order (default: 0)")
-    parser.add_argument("--batch-size", type=int, default=8, help="conversations answered at once (default: 8)")
+    parser.add_argument("--batch_size", type=int, default=8, help="conversations answered at once (default: 8)")
     parser.add_argument(
         "--turns",
         choices=["all", "first"],
         default="all",
         help="write every turn of the assistant again, or only the first of a conversation (default: all)",
     )
-    parser.add_argument("--num-prompts", type=int, help="answer so many prompts, chosen at random (default: all)")
+    parser.add_argument("--num_prompts", type=int, help="answer so many prompts, chosen at random (default: all)")
     parser.add_argument(
-        "--max-malformed",
+        "--max_malformed",
         type=float,
         default=0.01,
         help="share of malformed rows above which nothing is written (default: 0.01)",
     )
     parser.add_argument(
-        "--chat-template-kwargs",
+        "--chat_template_kwargs",
         type=json.loads,
         default={},
         metavar="JSON",
         help="variables of the chat template, such as '{\"enable_thinking\": false}'",
     )
     parser.add_argument("--draft", help="an EAGLE head that makes it faster: repository id or folder")
-    parser.add_argument("--threads", type=values.integer(1), help="CPU threads")
+    add_threads(parser)
     add_target_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the answers, then print what was written."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    """Writes the answers, then prints what was written."""
+    from ..head.modeling_eagle import EagleDraftModel
+    from ..loading.targets import check_target, file_options, load_target, load_tokenizer
+    from ..training.answers import AnswerSettings, write_answers
+
+    set_threads(args)
     settings = AnswerSettings(
         max_new_tokens=args.max_new_tokens,
         max_length=args.max_length,

@@ -8,16 +8,15 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..head.modeling_eagle import EagleDraftModel
-from ..hub.card_file import card_to_push
-from ..hub.publishing import name_of_target, push_head
-from ..hub.training_facts import TrainingFacts
-from ..hub_names import is_hub_id
+
+if TYPE_CHECKING:
+    from ..hub.training_facts import TrainingFacts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Adds the options of the command."""
     parser.add_argument("folder", help="folder of the head, such as runs/head/head")
     parser.add_argument("repo", help="repository to push to, such as org/EAGLE3-name; made if there is none")
     parser.add_argument("--base_model", help="repository of the target (default: what training recorded)")
@@ -35,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, show, ask, push."""
+    """Checks the folder, shows the card, asks, and pushes."""
+    from ..head.modeling_eagle import EagleDraftModel
+    from ..hub.card_file import card_to_push
+    from ..hub.publishing import name_of_target, push_head
+    from ..hub_names import is_hub_id
+
     folder = Path(args.folder)
     if not is_hub_id(args.repo):
         raise ValueError(f"{args.repo!r} is no repository to push to. Expected a name such as 'org/EAGLE3-name'.")
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _with_wishes(facts: TrainingFacts | None, args: argparse.Namespace) -> TrainingFacts | None:
+def _with_wishes(facts: "TrainingFacts | None", args: argparse.Namespace) -> "TrainingFacts | None":
     if facts is None:
         return None
     changes = {name: getattr(args, name) for name in ("license", "datasets") if getattr(args, name)}

@@ -3,10 +3,9 @@
 import argparse
 from typing import Any
 
-import torch
-
 from ..loading.quantization import QUANTIZATIONS
 from . import values
+from .common import add_dtype
 
 
 OPTIONS = (
@@ -17,11 +16,11 @@ OPTIONS = (
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
     """Adds how the target is loaded to the options of a command."""
-    add = parser.add_argument_group("how the target is loaded").add_argument
-    add(
-        "--dtype",
+    group = parser.add_argument_group("how the target is loaded")
+    add = group.add_argument
+    add_dtype(
+        group,
         "--target_dtype",
-        type=values.dtype,
         default="auto",
         help="dtype of the target: float32, bfloat16 (bf16), float16 (fp16); default: auto, that of the checkpoint",
     )
@@ -54,6 +53,8 @@ def target_options(args: argparse.Namespace, use_gpu: bool = True) -> dict[str, 
         args (`argparse.Namespace`): The options as they were read.
         use_gpu (`bool`, *optional*, defaults to `True`): Whether a GPU, if any, is used without being named.
     """
+    import torch
+
     options = {name.removeprefix("target_"): getattr(args, name) for name in OPTIONS}
     if use_gpu and options["device_map"] is None and torch.cuda.is_available():
         options["device_map"] = "auto"

@@ -5,15 +5,17 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
-
-from ..loading.dtypes import parse_dtype
+from typing import TYPE_CHECKING, Any
 
 
-def dtype(text: str) -> str | torch.dtype:
+if TYPE_CHECKING:
+    import torch
+
+
+def dtype(text: str) -> "str | torch.dtype":
     """Reads a dtype by any of its names."""
+    from ..loading.dtypes import parse_dtype
+
     try:
         return parse_dtype(text)
     except ValueError as error:

@@ -9,11 +9,12 @@ from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 from ..draft_options import DraftOptions
 from ..head.modeling_eagle import EagleDraftModel
 from .environment import describe_model
+from .settings import BASELINES
+from .settings import PLAIN as PLAIN
 
 
-PLAIN, EAGLE = "plain", "eagle"
+EAGLE = "eagle"
 COMPILED_PLAIN, COMPILED_EAGLE = "plain compiled", "eagle compiled"
-BASELINES = (PLAIN, "prompt_lookup", "assisted")
 
 
 @dataclass(frozen=True)

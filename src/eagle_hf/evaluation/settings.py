@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+PLAIN = "plain"
+BASELINES = (PLAIN, "prompt_lookup", "assisted")  # what a head is compared with
+
+
 @dataclass(frozen=True)
 class BenchmarkSettings:
     """

@@ -3,33 +3,46 @@
 import difflib
 import importlib.util
 from collections.abc import Callable
-from typing import Any
-
-import torch
-from transformers import BitsAndBytesConfig, QuantoConfig, TorchAoConfig
+from typing import TYPE_CHECKING, Any
 
 
-def _bnb_4bit(compute_dtype: torch.dtype) -> Any:
+if TYPE_CHECKING:  # the command line names the quantisations before anything is loaded
+    import torch
+
+
+def _bnb_4bit(compute_dtype: "torch.dtype") -> Any:
+    from transformers import BitsAndBytesConfig
+
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
 
 
-def _torchao_int8(compute_dtype: torch.dtype) -> Any:
+def _quanto(weights: str) -> "Callable[[torch.dtype], Any]":
+    def make(compute_dtype: "torch.dtype") -> Any:
+        from transformers import QuantoConfig
+
+        return QuantoConfig(weights=weights)
+
+    return make
+
+
+def _torchao_int8(compute_dtype: "torch.dtype") -> Any:
     from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
 
     return TorchAoConfig(Int8WeightOnlyConfig())
 
 
 # The name, the package, what it takes, and how it is configured. Weights only: where activations are rounded as well,
 # the text depends on what else is computed in the same forward, with drafts and in batches.
-QUANTIZATIONS: dict[str, tuple[str, str, Callable[[torch.dtype], Any]]] = {
+QUANTIZATIONS: dict[str, tuple[str, str, "Callable[[torch.dtype], Any]"]] = {
     "bnb-4bit": ("bitsandbytes", "bitsandbytes", _bnb_4bit),
-    "quanto-int8": ("optimum.quanto", "optimum-quanto", lambda dtype: QuantoConfig(weights="int8")),
-    "quanto-int4": ("optimum.quanto", "optimum-quanto", lambda dtype: QuantoConfig(weights="int4")),
+    "quanto-int8": ("optimum.quanto", "optimum-quanto", _quanto("int8")),
+    "quanto-int4": ("optimum.quanto", "optimum-quanto", _quanto("int4")),
     "torchao-int8": ("torchao", "torchao", _torchao_int8),
 }
 
 
-def quantization_config(name: str, compute_dtype: torch.dtype) -> Any:
+def quantization_config(name: str, compute_dtype: "torch.dtype") -> Any:
     """
     Returns what `from_pretrained` takes as `quantization_config`.
 
