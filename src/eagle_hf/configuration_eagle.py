@@ -100,9 +100,10 @@ class EagleConfig(PreTrainedConfig):
         rope_interleave (`bool`, *optional*, defaults to `True`):
             Latent attention: whether the two numbers that are rotated together lie side by side.
         parallel_drafting (`bool`, *optional*, defaults to `False`):
-            P-EAGLE: the head drafts a whole chain in one forward, in which later tokens have a placeholder for
-        features. mask_token_id (`int`, *optional*): P-EAGLE: target token that stands for tokens that are not known
-        yet. base_model_name_or_path (`str`, *optional*): The target this head was trained for, by its name on the Hub.
+            P-EAGLE: the head drafts a whole chain in one forward, in which later tokens have placeholders for
+            their features.
+        mask_token_id (`int`, *optional*): P-EAGLE: target token that stands for tokens that are not known yet.
+        base_model_name_or_path (`str`, *optional*): The target this head was trained for, by its name on the Hub.
 
     Raises:
         `ValueError`: if the fields contradict each other. The message names both.
@@ -193,8 +194,8 @@ class EagleConfig(PreTrainedConfig):
 
     def resolve_feature_layer_ids(self, num_target_layers: int) -> list[int]:
         """
-        The entries of the target's `hidden_states` that the head reads, as indices without sign. Whether the last entry
-        is read before or after the final norm is what [`EagleConfig.reads_last_layer_before_norm`] says.
+        Returns the entries of the target's `hidden_states` that the head reads, as indices without sign. Whether the
+        last entry is read before or after the final norm is what [`EagleConfig.reads_last_layer_before_norm`] says.
 
         Args:
             num_target_layers (`int`): Decoder layers of the target.
@@ -226,15 +227,16 @@ class EagleConfig(PreTrainedConfig):
 
     def reads_last_layer_before_norm(self, num_target_layers: int) -> bool:
         """
-        Whether the entry `num_target_layers` of [`EagleConfig.resolve_feature_layer_ids`] stands for the output of the
-        last layer before the target's final norm. It does, unless it is written as -1: the last hidden state after it.
+        Checks whether the entry `num_target_layers` of [`EagleConfig.resolve_feature_layer_ids`] stands for the output
+        of the last layer before the target's final norm. It does, unless it is written as -1: the last hidden state
+        after it.
         """
         return num_target_layers in self.resolve_feature_layer_ids(num_target_layers) and -1 not in (
             self.feature_layer_ids or []
         )
 
     def validate_architecture(self):
-        """Cross-field checks, part of the `@strict` validation when a config is made, loaded or saved."""
+        """Checks fields against each other, part of the `@strict` validation when a config is made, loaded or saved."""
         if self.eagle_version not in (1, 3):
             raise ValueError(
                 f"`eagle_version` must be 1 (EAGLE-1 and EAGLE-2 heads) or 3 (EAGLE-3 heads), got {self.eagle_version}."
@@ -312,8 +314,9 @@ class EagleConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """
-        As in `transformers`, but for `base_model_name_or_path`: the path of a target on this machine is not written, as
-        it says nothing to others. Where it is a folder of the Hub's cache, its repository is.
+        Saves the configuration as `transformers` does, but for `base_model_name_or_path`: the path of a target on this
+        machine is not written, as it says nothing to others. Where it is a folder of the Hub's cache, its repository
+        is.
         """
         name = self.base_model_name_or_path
         written = self

@@ -164,20 +164,22 @@ class DraftOptions:
         return cls(**chosen)
 
     def as_chain(self) -> "DraftOptions":
-        """The same options for a chain. One of automatic size stays that: with one child per node it is a chain."""
+        """
+        Returns the same options for a chain. One of automatic size stays that: with one child per node it is a chain.
+        """
         return replace(self, draft_width=1) if self.draft_tree == "auto" else replace(self, draft_tree="chain")
 
     def to_keywords(self) -> dict[str, Any]:
-        """The options as keywords of a call of `generate`, whatever the head's own are."""
+        """Returns the options as keywords of a call of `generate`, whatever the head's own are."""
         return _set_words({name: getattr(self, name) for name in self.__dataclass_fields__})
 
     def to_generation_config(self) -> GenerationConfig:
-        """A generation config with these options, to be set as `draft.generation_config`."""
+        """Returns a generation config with these options, to be set as `draft.generation_config`."""
         return GenerationConfig(**{name: getattr(self, name) for name in self.__dataclass_fields__})
 
     @classmethod
     def open_generation_config(cls) -> GenerationConfig:
-        """The defaults, with the kind of tree left open, as heads have it whose trees nobody has chosen."""
+        """Returns the defaults, with the kind of tree left open, as heads have it whose trees nobody has chosen."""
         config = cls().to_generation_config()
         config.draft_tree = None
         return config
@@ -257,12 +259,14 @@ def _in_our_words(words: Mapping[str, Any], where: str, in_config: bool = False)
 
 
 def is_draft_option(name: str) -> bool:
-    """Whether a keyword of `generate` is about drafting, existing or misspelt."""
+    """Checks whether a keyword of `generate` is about drafting, existing or misspelt."""
     return name in DraftOptions.__dataclass_fields__ or name.startswith("draft_") or name in OTHER_WORDS
 
 
 def _is_made_from(generation_config: GenerationConfig, own: GenerationConfig | None) -> bool:
-    """Whether it is a copy of the target's config, or filled in by `transformers`, as older pipelines have it."""
+    """
+    Checks whether it is a copy of the target's config, or filled in by `transformers`, as older pipelines have it.
+    """
     defaults = GenerationConfig._get_default_generation_params()
     if all(getattr(generation_config, name, None) is not None for name, value in defaults.items() if value is not None):
         return True

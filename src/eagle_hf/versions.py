@@ -45,7 +45,7 @@ def cache_of(outputs: Any) -> Any:
 
 def hidden_states_argument(ids: list[int]) -> list[int] | bool:
     """
-    What to pass as `output_hidden_states` to get these entries of a target's `hidden_states`.
+    Returns what to pass as `output_hidden_states` to get these entries of a target's `hidden_states`.
 
     From 5.23 on, a list of indices gets these entries and leaves the others `None`, which keeps them from being held in
     memory. Before, the same list meant outputs of layers, which are entries one further on: all of them are asked for.

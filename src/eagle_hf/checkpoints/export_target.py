@@ -16,11 +16,13 @@ from .files import SAFETENSORS, SAFETENSORS_INDEX, find_file, read_json
 @dataclass(frozen=True)
 class ExportTarget:
     """
+    Describes the target that a head is written for.
+
     Args:
         name (`str`, *optional*): Its repository on the Hub. Never a path of this machine, which nobody else can use.
         num_layers (`int`, *optional*): How many decoder layers it has, where its configuration is on this machine.
         source (`str`, *optional*): Where its files are looked for: folder, or repository in the Hub's cache.
-    """  # noqa: D205
+    """
 
     name: str | None
     num_layers: int | None

@@ -16,11 +16,13 @@ _KEY = "eagle_aux_hidden_state_layer_ids"
 
 class FeatureLayers(NamedTuple):
     """
+    Says which hidden states a head reads, and how that is known.
+
     Args:
         ids (`list[int]`, *optional*): Entries of `hidden_states`; `None` for the choice of the EAGLE authors.
         published (`list[int]`, *optional*): What the file says, where it was taken for outputs of layers.
         reason (`str`): Where this comes from.
-    """  # noqa: D205
+    """
 
     ids: list[int] | None
     published: list[int] | None

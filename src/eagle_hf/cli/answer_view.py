@@ -49,13 +49,13 @@ class AnswerView:
             self.console.print(rest, soft_wrap=True)
 
     def figures(self) -> str:
-        """Tokens, their rate since the start, and tokens per verification."""
+        """Returns the tokens, their rate since the start, and tokens per verification."""
         line = f"{sum(self.lengths)} tokens, {sum(self.lengths) / (time.perf_counter() - self.start):.1f} tokens/s"
         verified = self.lengths[1:]
         return line + (f", {sum(verified) / len(verified):.2f} tokens per verification" if verified else "")
 
     def add_step(self, tokens: list[int]) -> None:
-        """Show the tokens of a step."""
+        """Shows the tokens of a step."""
         self._tail.append((tokens, step_kinds(len(self.lengths), len(tokens))))
         self.lengths.append(len(tokens))
         newest = self._text(2).plain
@@ -75,7 +75,7 @@ class AnswerView:
             self._live.update(Group(line[-room:], Text(self.figures(), style="dim")), refresh=True)
 
     def _text(self, num_steps: int = 0) -> Text:
-        """The text of the last steps, or of the whole tail."""
+        """Returns the text of the last steps, or of the whole tail."""
         steps = self._tail[-num_steps:]
         tokens = [token for step, _ in steps for token in step]
         kinds = [kind for _, step in steps for kind in step]

@@ -94,7 +94,7 @@ class Comparison:
         yield plain_text, eagle_text, _figures(figures), self._trees(eagle)
 
     def _stream(self, input_ids: torch.Tensor, with_draft: bool, settings: dict[str, Any]) -> Iterator[str | Run]:
-        """The text so far as HTML, again and again; last the [`Run`]."""
+        """Yields the text so far as HTML, again and again; last the [`Run`]."""
         messages: queue.Queue[Run | BaseException | None] = queue.Queue()
         streamer = StepStreamer(self.pair.target, lambda tokens: messages.put(None))
 
@@ -135,7 +135,7 @@ def _figures(text: str) -> str:
 
 def make_page(pair: Pair) -> gr.Blocks:
     """
-    The page, to be served by `.launch()`.
+    Returns the page, to be served by `.launch()`.
 
     Args:
         pair ([`Pair`]): Target and draft.

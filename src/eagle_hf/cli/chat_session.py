@@ -35,6 +35,8 @@ Drafted tokens are [green underline]green and underlined[/], the target's own [b
 
 class ChatSession:
     """
+    Holds a conversation in the terminal, and answers its commands.
+
     Args:
         pair ([`Pair`]): Target and draft. The target needs a chat template.
         console ([`~rich.console.Console`]): The terminal.
@@ -46,7 +48,7 @@ class ChatSession:
 
     Raises:
         `ValueError`: if the target has no chat template.
-    """  # noqa: D205
+    """
 
     def __init__(
         self,
@@ -80,7 +82,7 @@ class ChatSession:
         return [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
 
     def run(self) -> None:
-        """Read what is typed until `!exit` or the end of the input."""
+        """Reads what is typed until `!exit` or the end of the input."""
         self.console.print(
             f"[bold]{escape(self.name)}[/] with its draft. [bold]!help[/] shows the commands, [bold]!exit[/] ends."
         )
@@ -148,7 +150,7 @@ class ChatSession:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Names of the models and what was set, for `!status` and `!save`."""
+        """Returns the names of the models and what was set, for `!status` and `!save`."""
         draft = self.pair.draft
         options = DraftOptions.from_generation_config(draft.generation_config, draft.device.type)
         return {
@@ -159,7 +161,7 @@ class ChatSession:
 
     def set_flags(self, flags: Mapping[str, Any]) -> None:
         """
-        Change options of `generate` and of the draft: all of them, or none.
+        Changes options of `generate` and of the draft: all of them, or none.
 
         Raises:
             `ValueError`: if an option does not exist or has a wrong value.
@@ -212,7 +214,7 @@ class ChatSession:
         self.messages.append({"role": "assistant", "content": content})
 
     def _generate(self, input_ids: torch.Tensor) -> tuple[list[int], bool]:
-        """New tokens, and whether the user stopped them."""
+        """Returns new tokens, and whether the user stopped them."""
         was_stopped = False
         with AnswerView(self.console, self.pair.tokenizer) as view:
             with StepStreamer(self.pair.target, view.add_step) as streamer:
@@ -245,7 +247,8 @@ class ChatSession:
 
 def parse_flags(words: Sequence[str]) -> dict[str, Any]:
     """
-    `NAME=VALUE` words as a dictionary: `none`, booleans, numbers and lists (without spaces) as such, all else as text.
+    Returns `NAME=VALUE` words as a dictionary: `none`, booleans, numbers and lists (without spaces) as such, all else
+    as text.
 
     Raises:
         `ValueError`: if a word is of another form.
@@ -264,7 +267,7 @@ def parse_flags(words: Sequence[str]) -> dict[str, Any]:
 
 def read_examples(path: Path) -> dict[str, str]:
     """
-    Prompts by name, from a YAML file that holds what `transformers chat` expects: `name: {text: ...}`.
+    Returns the prompts by name, from a YAML file that holds what `transformers chat` expects: `name: {text: ...}`.
 
     Raises:
         `ValueError`: if the file holds anything else.

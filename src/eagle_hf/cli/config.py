@@ -8,7 +8,7 @@ import yaml
 
 def with_config(argv: Sequence[str]) -> list[str]:
     """
-    Put the options of `--config FILE` before those of the command line, so that the latter win.
+    Puts the options of `--config FILE` before those of the command line, so that the latter win.
 
     ```yaml
     target: org/model

@@ -48,7 +48,7 @@ class Run:
 
     def deepest_step(self, max_depth: int | None = None) -> tuple[DraftTree, list[int]] | None:
         """
-        The draft tree whose accepted path was longest, and this path; `None` if no trees were returned.
+        Returns the draft tree whose accepted path was longest, and this path; `None` if no trees were returned.
 
         Args:
             max_depth (`int`, *optional*): Rather one that is no deeper, as those with looked-up paths are.
@@ -64,11 +64,13 @@ class Run:
 @dataclass(frozen=True)
 class Pair:
     """
+    Holds a target with its draft and its tokenizer.
+
     Args:
         target ([`~transformers.PreTrainedModel`]): The target.
         draft ([`EagleDraftModel`]): Its draft.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's tokenizer.
-    """  # noqa: D205
+    """
 
     target: PreTrainedModel
     draft: EagleDraftModel
@@ -76,25 +78,27 @@ class Pair:
 
     @classmethod
     def load(cls, target: str, draft: str, **options: Any) -> "Pair":
-        """Load both from the Hub or from folders; `options` are those of [`~eagle_hf.loading.load_target`]."""
+        """Loads both from the Hub or from folders; `options` are those of [`~eagle_hf.loading.load_target`]."""
         check_target(target, **file_options(options))
-        head = EagleDraftModel.from_pretrained(draft)  # before the target: less is waited for in vain
+        head = EagleDraftModel.from_pretrained(draft)  # before the target: a wrong head is found out sooner
         model = load_target(target, **options)
         head = align_draft(model, head)  # once, and not in every call
         return cls(model, head, load_tokenizer(target, **file_options(options)))
 
     def encode(self, prompt: str, raw: bool = False) -> torch.Tensor:
-        """Token ids of a prompt, of shape `(1, length)`; as a user's turn of the chat template unless `raw`."""
+        """
+        Returns the token ids of a prompt, of shape `(1, length)`; as a user's turn of the chat template unless `raw`.
+        """
         return encode_prompt(self.tokenizer, prompt, raw).to(self.target.device)
 
     def encode_messages(self, messages: list[dict[str, str]]) -> torch.Tensor:
-        """Token ids of a conversation and the beginning of its next answer, of shape `(1, length)`."""
+        """Returns the token ids of a conversation and the beginning of its next answer, of shape `(1, length)`."""
         return encode_messages(self.tokenizer, messages).to(self.target.device)
 
     def encode_with_images(
         self, processor: Any, prompt: str, paths: Sequence[Path], raw: bool = False
     ) -> dict[str, torch.Tensor]:
-        """What the target takes for a prompt with images from files, on its device and in its dtype."""
+        """Returns what the target takes for a prompt with images from files, on its device and in its dtype."""
         from PIL import Image
 
         images = [Image.open(path).convert("RGB") for path in paths]
@@ -115,7 +119,7 @@ class Pair:
         **options: Any,
     ) -> Run:
         """
-        Generate once; `inputs` are what the target reads besides `input_ids`, such as images, and `options` those of
+        Generates once; `inputs` are what the target reads besides `input_ids`, such as images, and `options` those of
         `generate`.
         """
         torch.manual_seed(seed)

@@ -54,13 +54,13 @@ class StepStreamer(BaseStreamer):
         self._hook.remove()
 
     def put(self, value: torch.Tensor) -> None:
-        """The prompt first, then every new token."""
+        """Takes the prompt first, then every new token."""
         if self._has_prompt:
             self._pending += value.reshape(-1).tolist()
         self._has_prompt = True
 
     def end(self) -> Any:
-        """The last step is complete."""
+        """Closes the last step."""
         self._flush()
 
     def _flush(self) -> None:

@@ -118,7 +118,7 @@ class ChatText:
 
     def __call__(self, row: Mapping[str, Any]) -> list[Sample]:
         """
-        Samples of one usable row (see [`why_malformed`]).
+        Returns the samples of one usable row (see [`why_malformed`]).
 
         Returns:
             `list[dict[str, list[int]]]`: `input_ids` and `loss_mask`, both of shape `(seq_len,)`.
@@ -144,11 +144,11 @@ class ChatText:
         return [self._encode(_Text(row["text"], [(0, len(row["text"]))]), add_special_tokens=True)]
 
     def render_prompt(self, conversation: Conversation, num_messages: int) -> str:
-        """The text that the target is given to write the next turn after so many messages."""
+        """Returns the text that the target is given to write the next turn after so many messages."""
         return self._render(conversation, num_messages, add_generation_prompt=True)[0]
 
     def _conversation(self, conversation: Conversation) -> list[_Text]:
-        """Texts whose spans together hold every answer once, each in the context in which it is served."""
+        """Returns the texts whose spans together hold every answer once, each in the context in which it is served."""
         self._check_template()
         turns = conversation.turns[-1:] if self.last_turn_only else conversation.turns
         if not turns:
@@ -163,7 +163,7 @@ class ChatText:
         return texts
 
     def _turn(self, conversation: Conversation, turn: int) -> tuple[str, list[Span]]:
-        """The text up to a turn, and what the target generates of this turn."""
+        """Returns the text up to a turn, and what the target generates of this turn."""
         prompt, _ = self._render(conversation, turn, add_generation_prompt=True)
         before, _ = self._render(conversation, turn, add_generation_prompt=False)
         text, marked = self._render(conversation, turn + 1, add_generation_prompt=False, mark=True)
@@ -181,7 +181,7 @@ class ChatText:
         return text, spans
 
     def _start(self, prompt: str, before: str, text: str) -> int:
-        """The character with which a turn starts."""
+        """Returns the character with which a turn starts."""
         start = _common_prefix(prompt, text)
         if start < _common_prefix(before, text):
             raise NotRenderable("the chat template renders a prompt otherwise when it is to be answered")
@@ -194,14 +194,14 @@ class ChatText:
         return start
 
     def _end(self, text: str, start: int, end: int) -> int:
-        """The character after that token at which the target stops."""
+        """Returns the character after that token at which the target stops."""
         found = [
             index + len(stop) for stop in self._stops if stop and (index := text.find(stop, start, end)) != -1
         ]  # fmt: skip
         return min(found) if found else start + len(text[start:end].rstrip())
 
     def _encode(self, part: _Text, add_special_tokens: bool = False) -> Sample:
-        """Tokens of a text; those that lie in one of its spans are trained."""
+        """Returns the tokens of a text; those that lie in one of its spans are trained."""
         encoding = self._tokens(part.text, add_special_tokens)
         ids, loss_mask = encoding["input_ids"], [0] * len(encoding["input_ids"])
         spans, current = sorted(part.spans), 0
@@ -235,7 +235,7 @@ class ChatText:
     def _render(
         self, conversation: Conversation, num_messages: int, add_generation_prompt: bool, mark: bool = False
     ) -> tuple[str, list[Span]]:
-        """The first messages as text, and what the template marks as generated in it."""
+        """Returns the first messages as text, and what the template marks as generated in it."""
         import jinja2  # comes with torch, and chat templates cannot be rendered without
 
         if num_messages == 0:
@@ -259,7 +259,7 @@ class ChatText:
         return frozen_clock.with_clock(template, conversation.rendered_at or self.rendered_at)
 
     def reads_clock(self, conversation: Conversation) -> bool:
-        """Whether the template may render a conversation otherwise at another time."""
+        """Checks whether the template may render a conversation otherwise at another time."""
         return frozen_clock.reads_clock(self.tokenizer.get_chat_template(tools=conversation.tools))
 
     @cached_property
@@ -271,7 +271,7 @@ class ChatText:
         return re.search(r"{%-?\s*generation\s*-?%}", self.tokenizer.get_chat_template()) is not None
 
     def _check_template(self) -> None:
-        """Refuse, once, a tokenizer whose template is missing or cannot mark what the assistant generates."""
+        """Refuses, once, a tokenizer whose template is missing or cannot mark what the assistant generates."""
         if self._template_is_checked:
             return
         if not self.tokenizer.chat_template:
@@ -301,7 +301,7 @@ def _check_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _end_of_content(message: Mapping[str, Any], text: str, start: int) -> int:
-    """Where the content of an unfinished answer ends; its end of turn was never generated."""
+    """Returns where the content of an unfinished answer ends; its end of turn was never generated."""
     content = message.get("content")
     index = text.rfind(content.strip(), start) if isinstance(content, str) else -1
     if index == -1:
@@ -310,7 +310,7 @@ def _end_of_content(message: Mapping[str, Any], text: str, start: int) -> int:
 
 
 def _common_prefix(a: Any, b: Any) -> int:
-    """Length of the common beginning of two strings or two lists."""
+    """Returns the length of the common beginning of two strings or two lists."""
     if b[: len(a)] == a:
         return len(a)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))

@@ -112,7 +112,7 @@ class RowReader:
         self._check()
 
     def reject(self, reason: str, detail: str = "") -> None:
-        """Count the row that was yielded last as malformed."""
+        """Counts the row that was yielded last as malformed."""
         self.report.malformed[reason] += 1
         if len(self.report.shown) < self.num_shown:
             self.report.shown.append(f"{self._place}: {reason}" + (f" ({detail})" if detail else ""))
@@ -154,7 +154,7 @@ class Conversation:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Conversation | None":
-        """The conversation that a row holds, or `None` if it is text."""
+        """Returns the conversation that a row holds, or `None` if it is text."""
         if row.get("messages") is not None:
             messages, first_turn = row["messages"], 1
         elif isinstance(row.get("prompt"), list):
@@ -178,7 +178,7 @@ class Conversation:
 
 
 def why_malformed(row: Any, need_answers: bool = True) -> str | None:
-    """Why a row cannot be used, or `None` if it can."""
+    """Returns why a row cannot be used, or `None` if it can."""
     if not isinstance(row, Mapping):
         return "not an object"
     if row.get("prompt_ids") is not None or row.get("answer_ids") is not None:
@@ -240,7 +240,7 @@ def _why_malformed_messages(messages: Any, need_answers: bool) -> str | None:
 
 
 def _media(message: Mapping[str, Any]) -> str | None:
-    """The kind of a part that is no text."""
+    """Returns the kind of a part that is no text."""
     parts = message["content"] if isinstance(message.get("content"), list) else []
     kinds = [str(part.get("type")) for part in parts if isinstance(part, Mapping)]
     return next((kind for kind in kinds if any(name in kind for name in _MEDIA)), None)

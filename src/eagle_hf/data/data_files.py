@@ -27,7 +27,7 @@ class MissingDatasets(ImportError):
 
 def read_data(data: Data, split: str = "train") -> Iterator[tuple[str, Any]]:
     """
-    Read rows from anything that [`~eagle_hf.training.RowReader`] takes, without looking into them.
+    Reads rows from anything that [`~eagle_hf.training.RowReader`] takes, without looking into them.
 
     Yields:
         `tuple[str, Any]`: Where the row stands, and the row; a string that says why, where there is no row.
@@ -94,12 +94,12 @@ def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is one JSON value, not one per line (which some are that are called so)."""
+    """Checks whether a file is one JSON value, not one per line (which some are that are called so)."""
     return path.name.partition(".jsonl")[1] == ""
 
 
 def _read_whole(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
-    """The rows of a JSON file: a list of them, an object that holds the list, or one per line after all."""
+    """Yields the rows of a JSON file: a list of them, an object that holds the list, or one per line after all."""
     lines = content.splitlines()
     first = _parse(lines[0]) if lines else "an empty line"
     if isinstance(first, dict) and any(line.strip() for line in lines[1:]):
@@ -119,7 +119,7 @@ def _read_whole(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def _parse(line: bytes) -> Any:
-    """A row, or why the line holds none."""
+    """Returns a row, or why the line holds none."""
     line = line.removeprefix(codecs.BOM_UTF8)
     if not line.strip():
         return "an empty line"

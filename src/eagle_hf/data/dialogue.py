@@ -38,7 +38,7 @@ class Dialogue:
         return json.dumps([given, self.turns, tools, kwargs, moment], sort_keys=True, default=str)
 
     def prompt_ids(self) -> list[int]:
-        """Tokens of the prompt of the next answer."""
+        """Returns the tokens of the prompt of the next answer."""
         tokenizer = self.chat_text.tokenizer
         if self.conversation is None:
             ids = tokenizer(self.row["prompt"]).input_ids
@@ -47,7 +47,7 @@ class Dialogue:
         return tokenizer(text, add_special_tokens=False).input_ids
 
     def next_prompt(self, max_length: int | None) -> list[int] | None:
-        """Tokens of the prompt of the next answer; `None` if there is no further one, or no room for it."""
+        """Returns the tokens of the prompt of the next answer; `None` if there is no further one, or no room for it."""
         if not self.turns:
             return None
         try:
@@ -61,7 +61,7 @@ class Dialogue:
         return ids
 
     def take(self, prompt_ids: list[int], answer_ids: list[int], stop_ids: set[int]) -> None:
-        """Write down the next answer, and go on to the turn after it."""
+        """Writes down the next answer, and goes on to the turn after it."""
         is_finished = answer_ids[-1] in stop_ids
         content = answer_ids[:-1] if is_finished else answer_ids
         # With its control tokens: where an answer holds `</think>`, the chat template must find it.

@@ -82,7 +82,7 @@ def what_it_has(row: Mapping[str, Any]) -> str:
 
 
 def _is_foreign(turns: Any) -> bool:
-    """Whether `messages` are written in other words than those of chat templates."""
+    """Checks whether `messages` are written in other words than those of chat templates."""
     if not isinstance(turns, list):
         return False
     return any(

@@ -31,7 +31,7 @@ NUM_BINS = 10
 
 def summarize_lengths(by_prompt: Sequence[Sequence[int]]) -> dict[str, Any]:
     """
-    Acceptance of several prompts.
+    Returns the acceptance of several prompts.
 
     Args:
         by_prompt (`Sequence[Sequence[int]]`): Acceptance lengths of every prompt.
@@ -58,7 +58,7 @@ def summarize_lengths(by_prompt: Sequence[Sequence[int]]) -> dict[str, Any]:
 
 
 def _decided(steps: Sequence[Step]) -> Sequence[Step]:
-    """All but the last verification: there the text may have ended before the path did."""
+    """Returns all but the last verification: there the text may have ended before the path did."""
     return steps[:-1]
 
 
@@ -80,7 +80,7 @@ def chain_trials(steps: Sequence[Step], depth: int) -> list[list[int]]:
 
 
 def n_alpha(trials: Iterable[Sequence[Sequence[int]]]) -> list[dict[str, float]]:
-    """Sum the trials of several texts: `n`, `trials` and `alpha` for every `n` that was tried."""
+    """Sums the trials of several texts: `n`, `trials` and `alpha` for every `n` that was tried."""
     columns = zip(*trials, strict=True)
     totals = [(sum(pair[0] for pair in column), sum(pair[1] for pair in column)) for column in columns]
     return [{"n": n, "trials": t, "alpha": round(hits / t, 4)} for n, (t, hits) in enumerate(totals) if t]
@@ -88,8 +88,9 @@ def n_alpha(trials: Iterable[Sequence[Sequence[int]]]) -> list[dict[str, float]]
 
 def confidence_bins(steps: Sequence[Step]) -> Bins:
     """
-    Confidence against acceptance in the verifications of one text (batch size 1), for the nodes whose parents were
-    accepted. The confidence of a node is the probability that the head gives to its token after its parent.
+    Returns the confidence against acceptance in the verifications of one text (batch size 1), for the nodes whose
+    parents were accepted. The confidence of a node is the probability that the head gives to its token after its
+    parent.
 
     Returns:
         `list[list[float]]`: `NUM_BINS` bins of equal width from 0 to 1.
@@ -110,7 +111,7 @@ def confidence_bins(steps: Sequence[Step]) -> Bins:
 
 def calibration(bins: Iterable[Bins]) -> dict[str, Any]:
     """
-    Sum the bins of several texts.
+    Sums the bins of several texts.
 
     Returns:
         `dict`: `bins` with `tokens`, mean `confidence` and `acceptance` of each that is not empty, and the

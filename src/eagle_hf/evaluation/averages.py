@@ -20,7 +20,7 @@ RESAMPLINGS = 1000
 
 
 def spread(values: Sequence[float], digits: int = 3) -> dict[str, float | None]:
-    """Median and quartiles; a single value has no quartiles."""
+    """Returns the median and quartiles; a single value has no quartiles."""
     if len(values) < 2:
         return {"median": round(values[0], digits), "first_quartile": None, "third_quartile": None}
     low, median, high = statistics.quantiles(values, n=4)
@@ -33,26 +33,26 @@ def spread(values: Sequence[float], digits: int = 3) -> dict[str, float | None]:
 
 
 def answers(records: Sequence[Record], method: str) -> list[dict[str, Any]]:
-    """What a method did in all turns of some prompts."""
+    """Returns what a method did in all turns of some prompts."""
     return [turn["methods"][method] for record in records for turn in record["turns"]]
 
 
 def rates(records: Sequence[Record], method: str) -> list[float]:
-    """Tokens per second over all prompts, in every repeat."""
+    """Returns the tokens per second over all prompts, in every repeat."""
     measured = answers(records, method)
     tokens = sum(answer["num_tokens"] for answer in measured)
     return [tokens / sum(column) for column in zip(*(answer["seconds"] for answer in measured), strict=True)]
 
 
 def ratios(records: Sequence[Record], method: str) -> list[float]:
-    """Tokens per second over those of plain `generate`, in every repeat."""
+    """Returns the tokens per second over those of plain `generate`, in every repeat."""
     return [rate / plain for rate, plain in zip(rates(records, method), rates(records, PLAIN), strict=True)]
 
 
 def interval(records: Sequence[Record], method: str) -> list[float]:
     """
-    Where the ratio to plain `generate` lies in 95 % of the selections of as many prompts from these (bootstrap, always
-    with the same random numbers): what another choice of prompts may give.
+    Returns where the ratio to plain `generate` lies in 95 % of the selections of as many prompts from these (bootstrap,
+    always with the same random numbers): what another choice of prompts may give.
     """
     sums = [_sums(record, method) for record in records]
     generator = random.Random(0)
@@ -66,7 +66,7 @@ def interval(records: Sequence[Record], method: str) -> list[float]:
 
 
 def _sums(record: Record, method: str) -> tuple[float, float, float, float]:
-    """Tokens and median seconds of a prompt, of a method and of plain `generate`."""
+    """Returns the tokens and median seconds of a prompt, of a method and of plain `generate`."""
     sums = []
     for name in (method, PLAIN):
         measured = answers([record], name)
@@ -77,7 +77,7 @@ def _sums(record: Record, method: str) -> tuple[float, float, float, float]:
 
 def summarize(records: Sequence[Record], task: str, temperature: float, method: str) -> dict[str, Any]:
     """
-    A row of the results: a method on a task at a temperature, or on all tasks together (`task` is `"all"`).
+    Returns a row of the results: a method on a task at a temperature, or on all tasks together (`task` is `"all"`).
 
     Returns:
         `dict`: Without any average where the method failed on a prompt: then `failures` says how often and where.
@@ -118,7 +118,7 @@ def summarize(records: Sequence[Record], task: str, temperature: float, method: 
 
 
 def head_metrics(records: Sequence[Record], temperature: float) -> dict[str, Any]:
-    """n-alpha and calibration over all prompts of a temperature."""
+    """Returns the n-alpha and calibration over all prompts of a temperature."""
     turns = [turn for record in records if record["temperature"] == temperature for turn in record["turns"]]
     return {
         "temperature": temperature,

@@ -20,7 +20,7 @@ from .report import conditions, depth_table, number
 
 def measurements(result: Mapping[str, Any], datasets: Mapping[str, str] | None = None) -> Measurements:
     """
-    What [`create_model_card`] shows of a result: a row per task and temperature, and one over all tasks.
+    Returns what [`create_model_card`] shows of a result: a row per task and temperature, and one over all tasks.
 
     Args:
         result (`dict`): From [`run_benchmark`] or [`load_result`].
@@ -77,13 +77,13 @@ def measurements(result: Mapping[str, Any], datasets: Mapping[str, str] | None =
 
 
 def _is_counted(task: str, rows: Mapping[tuple[str, float, str], Any]) -> bool:
-    """Without the row over all tasks, which counts every token once more."""
+    """Checks that it is not the row over all tasks, which counts every token once more."""
     return task != ALL or all(other == ALL for other, _, _ in rows)
 
 
 def write_card(result: Mapping[str, Any], folder: str | Path) -> Path:
     """
-    Put a result into the card of a head. Where `folder` has no `README.md`, a card is made; else the tables are put at
+    Puts a result into the card of a head. Where `folder` has no `README.md`, a card is made; else the tables are put at
     the end of its section "Results", in place of those that an earlier call wrote, and the metadata list them.
 
     Args:
@@ -119,7 +119,7 @@ def write_card(result: Mapping[str, Any], folder: str | Path) -> Path:
 
 
 def tables(result: Mapping[str, Any]) -> str:
-    """Both tables of a card, and how they were measured, as Markdown."""
+    """Returns both tables of a card, and how they were measured, as Markdown."""
     settings = result["settings"]
     lines = [
         f"{result['hardware']}; {result['dtype']}; {conditions(dict(result))}. Medians of "

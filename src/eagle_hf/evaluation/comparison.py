@@ -48,11 +48,13 @@ class Change:
 @dataclass
 class Comparison:
     """
+    Holds what differs between two results.
+
     Args:
         changes (`list[Change]`): By task, temperature and figure.
         conditions (`list[str]`): What else differs between the results.
         broken (`list[str]`): Where token ids differ from plain `generate` in the second result and not in the first.
-    """  # noqa: D205
+    """
 
     changes: list[Change] = field(default_factory=list)
     conditions: list[str] = field(default_factory=list)
@@ -82,7 +84,7 @@ class Comparison:
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> Comparison:
     """
-    Compare two results on the prompts that both have.
+    Compares two results on the prompts that both have.
 
     Args:
         before, after (`dict`): From [`load_result`].
@@ -157,7 +159,7 @@ def _change(task: str, temperature: float, figure: str, pairs: Sequence[tuple[An
 
 
 def _ratio(sums: Sequence[tuple[float, ...]]) -> float:
-    """From sums of prompts: the product of all numerators' sums over that of the denominators' sums."""
+    """Returns, from sums of prompts, the product of all numerators' sums over that of the denominators' sums."""
     totals = [sum(column) for column in zip(*sums, strict=True)]
     value = 1.0
     for numerator, denominator in zip(totals[::2], totals[1::2], strict=True):
@@ -166,7 +168,7 @@ def _ratio(sums: Sequence[tuple[float, ...]]) -> float:
 
 
 def _by_repeat(record: dict[str, Any], figure: str) -> list[tuple[float, ...]]:
-    """The sums of a prompt in each of its repeats."""
+    """Returns the sums of a prompt in each of its repeats."""
     count = min(len(answer["seconds"]) for method in (PLAIN, EAGLE) for answer in answers([record], method))
     return [_sums(record, figure, repeat) for repeat in range(count)]
 

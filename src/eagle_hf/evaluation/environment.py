@@ -13,7 +13,7 @@ from ..hub.measurements import current_versions
 
 
 def cpu_name() -> str:
-    """What the machine calls its processor."""
+    """Returns what the machine calls its processor."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -21,7 +21,7 @@ def cpu_name() -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """The device, and the processor with its threads."""
+    """Returns the device, and the processor with its threads."""
     cpu = f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda}), {cpu}"
@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
 
 
 def load_average() -> float | None:
-    """How many processes want a processor: figures of a busy machine are worth less."""
+    """Returns how many processes want a processor: figures of a busy machine are worth less."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
@@ -52,7 +52,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def describe_model(model: Any) -> dict[str, Any]:
-    """Name, size, dtype and weights of a model."""
+    """Returns the name, size, dtype and weights of a model."""
     return {
         "name": str(model.config.name_or_path),
         "parameters": model.num_parameters(),

@@ -46,7 +46,9 @@ def _rows(result: dict[str, Any], temperature: float, method: str) -> dict[str, 
 
 
 def draw_speedups(result: dict[str, Any], temperature: float = 0.0, ax: "Axes | None" = None) -> "Axes":
-    """Tokens per second over those of plain `generate`, by task and method, with quartiles of the repeats."""
+    """
+    Draws the tokens per second over those of plain `generate`, by task and method, with quartiles of the repeats.
+    """
     ax = _new(ax)
     methods = list(dict.fromkeys(row["method"] for row in result["rows"] if row["method"] != PLAIN))
     tasks = list(_rows(result, temperature, EAGLE))
@@ -76,7 +78,7 @@ def draw_speedups(result: dict[str, Any], temperature: float = 0.0, ax: "Axes | 
 
 
 def draw_acceptance_by_depth(result: dict[str, Any], temperature: float = 0.0, ax: "Axes | None" = None) -> "Axes":
-    """Share of verifications that accept at least 1, 2, ... drafted tokens, by task."""
+    """Draws the share of verifications that accept at least 1, 2, ... drafted tokens, by task."""
     ax = _new(ax)
     for i, (task, row) in enumerate(_rows(result, temperature, EAGLE).items()):
         shares = row["accepted_at_depth"]
@@ -96,7 +98,7 @@ def draw_acceptance_by_depth(result: dict[str, Any], temperature: float = 0.0, a
 
 
 def draw_acceptance_lengths(result: dict[str, Any], temperature: float = 0.0, ax: "Axes | None" = None) -> "Axes":
-    """How many tokens verifications add, over all tasks; the mean is tau."""
+    """Draws how many tokens verifications add, over all tasks; the mean is tau."""
     ax = _new(ax)
     rows = _rows(result, temperature, EAGLE)
     row = rows.get(ALL) or next(iter(rows.values()))
@@ -117,7 +119,7 @@ def draw_acceptance_lengths(result: dict[str, Any], temperature: float = 0.0, ax
 
 
 def draw_n_alpha(result: dict[str, Any], ax: "Axes | None" = None) -> "Axes":
-    """n-alpha by n, a line per temperature."""
+    """Draws n-alpha by n, a line per temperature."""
     ax = _new(ax)
     for i, head in enumerate(result["head"]):
         ax.plot(
@@ -136,8 +138,8 @@ def draw_n_alpha(result: dict[str, Any], ax: "Axes | None" = None) -> "Axes":
 
 def draw_calibration(result: dict[str, Any], ax: "Axes | None" = None) -> "Axes":
     """
-    Confidence of the head against acceptance (EAGLE-2, figure 6), a line per temperature, with bars of 95 % for the
-    number of tokens in each bin.
+    Draws the confidence of the head against acceptance (EAGLE-2, figure 6), a line per temperature, with bars of 95 %
+    for the number of tokens in each bin.
     """
     ax = _new(ax)
     ax.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle=":", label="confidence = acceptance")
@@ -161,7 +163,7 @@ def draw_calibration(result: dict[str, Any], ax: "Axes | None" = None) -> "Axes"
 
 
 def draw_tree_sweep(result: dict[str, Any], temperature: float = 0.0, ax: "Axes | None" = None) -> "Axes":
-    """Speed and tau against the size of the tree, over all tasks."""
+    """Draws speed and tau against the size of the tree, over all tasks."""
     ax = _new(ax)
     points = []
     for name, facts in result["methods"].items():
@@ -193,7 +195,7 @@ def draw_tree_sweep(result: dict[str, Any], temperature: float = 0.0, ax: "Axes 
 
 def save_figures(result: dict[str, Any], folder: str | Path) -> list[Path]:
     """
-    Draw all figures of a result that it has the measurements for.
+    Draws all figures of a result that it has the measurements for.
 
     Args:
         result (`dict`): From [`run_benchmark`] or [`load_result`].

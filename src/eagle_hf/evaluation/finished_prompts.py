@@ -47,16 +47,16 @@ class FinishedPrompts:
         self._file.close()
 
     def get(self, task: str, digest: str, temperature: float) -> dict[str, Any] | None:
-        """The record of a prompt, if it is finished."""
+        """Returns the record of a prompt, if it is finished."""
         return self._records.get((task, digest, temperature))
 
     def add(self, record: dict[str, Any]) -> None:
-        """Keep a record; it is on the disk when this returns."""
+        """Keeps a record; it is on the disk when this returns."""
         self._records[_key(record)] = record
         self._write(record)
 
     def remove(self) -> None:
-        """Delete the file: the run is complete, and the next one measures anew."""
+        """Deletes the file: the run is complete, and the next one measures anew."""
         self.path.unlink(missing_ok=True)
 
     def _write(self, content: dict[str, Any]) -> None:

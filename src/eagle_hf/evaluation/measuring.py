@@ -53,8 +53,8 @@ class Measuring:
 
     def encode(self, messages: Sequence[Message]) -> torch.Tensor:
         """
-        Token ids of a dialogue, of shape `(1, length)`, up to where the target answers; the plain texts, line by line,
-        where there is no chat template.
+        Returns the token ids of a dialogue, of shape `(1, length)`, up to where the target answers; the plain texts,
+        line by line, where there is no chat template.
 
         Raises:
             [`CannotMeasure`]: if the chat template refuses it, or it and its answer exceed the target's positions.
@@ -76,7 +76,7 @@ class Measuring:
 
     def warm_up(self, prompt: Prompt) -> dict[str, str]:
         """
-        Let every method generate what does not count. Baselines that cannot are not measured any further.
+        Warms up every method. Baselines that cannot are not measured any further.
 
         Returns:
             `dict[str, str]`: Why, by baseline.
@@ -98,7 +98,7 @@ class Measuring:
 
     def measure(self, prompt: Prompt, temperature: float) -> dict[str, Any]:
         """
-        Measure a prompt at a temperature. Methods take turns, each time in another order; all get the same prompt,
+        Measures a prompt at a temperature. Methods take turns, each time in another order; all get the same prompt,
         whose earlier answers are those of plain `generate`.
 
         Returns:
@@ -173,7 +173,10 @@ class Measuring:
     def _compare(
         self, ids: torch.Tensor, plain: list[int], texts: list[list[int]], temperature: float
     ) -> dict[str, Any]:
-        """Whether all texts of a method are that of plain `generate`, and where the first that is not parts from it."""
+        """
+        Checks whether all texts of a method are that of plain `generate`, and where the first that is not parts from
+        it.
+        """
         facts: dict[str, Any] = {"num_tokens": len(texts[0]), "equal": True}
         for text in texts:
             if (place := first_difference(plain, text)) is not None:

@@ -51,7 +51,7 @@ def make_methods(
     compiles: bool = False,
 ) -> list[Method]:
     """
-    Plain `generate`, the head as it is, and whatever else is asked for.
+    Returns plain `generate`, the head as it is, and whatever else is asked for.
 
     Args:
         draft ([`EagleDraftModel`]): The head, on its target's device; its `generation_config` says how it drafts.
@@ -97,8 +97,9 @@ def make_methods(
 
 def compile_config(device_type: str) -> CompileConfig:
     """
-    How to compile on a kind of device. On a CPU, plain `generate` compiles on this private request only, and the calls
-    between the kernels are compiled too (`cpp_wrapper`): in Python they take as long as the kernels of small models.
+    Returns how to compile on a kind of device. On a CPU, plain `generate` compiles on this private request only, and
+    the calls between the kernels are compiled too (`cpp_wrapper`): in Python they take as long as the kernels of small
+    models.
     """
     config = (
         CompileConfig(mode=None, options={"cpp_wrapper": True})
@@ -117,7 +118,7 @@ def _eagle(name: str, options: DraftOptions, tree: tuple[int, int, int] | None) 
 
 def parse_tree(text: str) -> tuple[int, int, int]:
     """
-    Nodes, depth and width of a tree, written as `15/5/4`.
+    Returns the nodes, depth and width of a tree, written as `15/5/4`.
 
     Raises:
         `ValueError`: if it is written otherwise.

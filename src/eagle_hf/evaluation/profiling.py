@@ -161,7 +161,7 @@ def profile(
     trees: dict[str, GenerationConfig] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """
-    Split the steps of a greedy generation into their parts.
+    Splits the steps of a greedy generation into their parts.
 
     Args:
         target ([`~transformers.PreTrainedModel`]): The target.
@@ -218,7 +218,7 @@ def profile(
 
 
 def _split(sums: Mapping[str, Sequence[float]], total: Sequence[float], steps: int) -> dict[str, list[float]]:
-    """Per step: every part, the rest, and the whole, without what the prompt took."""
+    """Returns every part of a step, the rest, and the whole, without what the prompt took."""
     nothing = (0.0, 0.0)
     prompt = sums.get("prompt", nothing)
     split = {part: [value / steps for value in sums.get(part, nothing)] for part in PARTS}

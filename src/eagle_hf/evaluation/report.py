@@ -7,7 +7,7 @@ from .methods import EAGLE, PLAIN
 
 def markdown_report(result: dict[str, Any]) -> str:
     """
-    Write a result as Markdown.
+    Writes a result as Markdown.
 
     Args:
         result (`dict`): From [`run_benchmark`] or [`load_result`].
@@ -47,7 +47,7 @@ def markdown_report(result: dict[str, Any]) -> str:
 
 
 def conditions(result: dict[str, Any]) -> str:
-    """How it was measured, in words."""
+    """Returns how it was measured, in words."""
     settings = result["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     text = f"up to {settings['max_new_tokens']} new tokens, seed {settings['seed']}; {versions}"
@@ -61,7 +61,7 @@ def _short(name: str) -> str:
 
 
 def number(spread: dict[str, float | None], digits: int = 2) -> str:
-    """A median with its quartiles."""
+    """Returns a median with its quartiles."""
     text = f"{spread['median']:.{digits}f}"
     if spread["first_quartile"] is None:
         return text
@@ -69,7 +69,7 @@ def number(spread: dict[str, float | None], digits: int = 2) -> str:
 
 
 def speed_table(result: dict[str, Any]) -> list[str]:
-    """A row per task, temperature and method."""
+    """Returns a row per task, temperature and method."""
     lines = [
         "| task | temperature | method | prompts | speedup | interval | tokens/s | tokens per verification "
         "| tokens per target forward | token ids |",
@@ -105,7 +105,7 @@ def _figures(row: dict[str, Any]) -> list[str]:
 
 
 def depth_table(result: dict[str, Any]) -> list[str]:
-    """Acceptance by depth with the head's own tree."""
+    """Returns the acceptance by depth with the head's own tree."""
     rows = [row for row in result["rows"] if row["method"] == EAGLE]
     deepest = max((len(row["accepted_at_depth"]) for row in rows), default=0)
     lines = [

@@ -10,7 +10,7 @@ FORMAT = "eagle_hf benchmark, version 1"
 
 
 def save_result(result: dict[str, Any], path: str | Path) -> None:
-    """Write a result; the file is replaced when the new one is complete."""
+    """Writes a result; the file is replaced when the new one is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     head = {name: value for name, value in result.items() if name not in ("rows", "records")}
@@ -25,7 +25,7 @@ def save_result(result: dict[str, Any], path: str | Path) -> None:
 
 def load_result(path: str | Path) -> dict[str, Any]:
     """
-    Read a result.
+    Reads a result.
 
     Args:
         path (`str` or `Path`): The file, or the folder that `eagle-hf bench --output` wrote.

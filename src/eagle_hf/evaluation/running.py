@@ -42,7 +42,7 @@ def run_benchmark(
     command: str | None = None,
 ) -> dict[str, Any]:
     """
-    Measure a head on task sets.
+    Measures a head on task sets.
 
     Args:
         target ([`~transformers.PreTrainedModel`]): The target.
@@ -117,7 +117,7 @@ def run_benchmark(
 
 
 def summary(records: Sequence[dict[str, Any]], methods: Sequence[str], settings: BenchmarkSettings) -> dict[str, Any]:
-    """Rows by task, temperature and method, and what was measured of the head over all tasks."""
+    """Returns the rows by task, temperature and method, and what was measured of the head over all tasks."""
     rows, heads = [], []
     for temperature in settings.temperatures:
         measured = [record for record in records if record["temperature"] == temperature]
@@ -130,7 +130,7 @@ def summary(records: Sequence[dict[str, Any]], methods: Sequence[str], settings:
 
 
 def _fingerprint(measuring: Measuring) -> dict[str, Any]:
-    """Everything that a figure of a prompt depends on."""
+    """Returns everything that a figure of a prompt depends on."""
     return {
         "settings": asdict(measuring.settings),
         "target": environment.describe_model(measuring.target),
@@ -161,7 +161,7 @@ def _first_that_fits(measuring: Measuring, tasks: Tasks) -> Prompt:
 
 
 def _running_figures(records: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """So far, at the temperature of the last prompt: the ratio to plain `generate`, and tau."""
+    """Returns, at the temperature of the last prompt so far, the ratio to plain `generate`, and tau."""
     temperature = records[-1]["temperature"]
     chosen = [record for record in records if record["temperature"] == temperature]
     lengths = [n for record in chosen for turn in record["turns"] for n in turn["methods"][EAGLE]["acceptance_lengths"]]

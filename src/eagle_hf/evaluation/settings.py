@@ -50,7 +50,7 @@ class BenchmarkSettings:
                 raise ValueError(f"`{name}` must be an integer from {least}, got {value!r}.")
 
     def sampling(self, temperature: float) -> dict[str, Any]:
-        """Options of `generate` for a temperature."""
+        """Returns the options of `generate` for a temperature."""
         if temperature == 0:
             return {"do_sample": False}
         return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

@@ -77,7 +77,7 @@ def load_tasks(
     prompt_field: str = "prompt",
 ) -> Tasks:
     """
-    Read task sets.
+    Reads task sets.
 
     Args:
         sources (`str`, `Path` or a sequence of them):
@@ -121,7 +121,7 @@ def load_tasks(
 
 
 def _task_files(source: str | Path, split: str) -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
-    """Names of the tasks of a source, and their rows with places."""
+    """Yields the names of the tasks of a source, and their rows with places."""
     path = Path(source)
     if path.is_dir() and not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(FILES))
@@ -189,7 +189,7 @@ def _spread(prompts: list[Prompt], most: int | None) -> list[Prompt]:
 
 
 def _turns(row: Any, prompt_field: str) -> list[list[Message]] | str:
-    """The turns of a row, or why it has none."""
+    """Returns the turns of a row, or why it has none."""
     if not isinstance(row, Mapping):
         return "not an object"
     if row.get("turns") is None and isinstance(row := as_messages(row), str):

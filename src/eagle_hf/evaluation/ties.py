@@ -10,7 +10,7 @@ ROUNDING_STEPS = 8  # of the dtype, at the size of the larger logit
 
 
 def first_difference(tokens: Sequence[int], others: Sequence[int]) -> int | None:
-    """Index of the first token that differs; `None` where the texts are equal."""
+    """Returns the index of the first token that differs; `None` where the texts are equal."""
     if list(tokens) == list(others):
         return None
     pairs = zip(tokens, others, strict=False)
@@ -22,8 +22,8 @@ def is_near_tie(
     target: PreTrainedModel, prompt: torch.Tensor, tokens: Sequence[int], others: Sequence[int], place: int
 ) -> bool:
     """
-    Whether two greedy texts part at a tie of the target's own logits: many rows in one forward round differently from
-    one row in many. A gap of up to `ROUNDING_STEPS` steps of the dtype counts as a tie.
+    Checks whether two greedy texts part at a tie of the target's own logits: many rows in one forward round differently
+    from one row in many. A gap of up to `ROUNDING_STEPS` steps of the dtype counts as a tie.
 
     Args:
         target ([`~transformers.PreTrainedModel`]): The target.

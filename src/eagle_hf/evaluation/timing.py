@@ -11,7 +11,7 @@ from torch import nn
 
 def timed(target: Any, input_ids: torch.Tensor, draft: Any = None, seed: int = 0, **options: Any) -> tuple[float, Any]:
     """
-    Generate once. The time contains the prompt's forward, and the device has finished when it ends.
+    Generates once. The time contains the prompt's forward, and the device has finished when it ends.
 
     Args:
         target ([`~transformers.PreTrainedModel`]): The target.
@@ -38,14 +38,14 @@ def timed(target: Any, input_ids: torch.Tensor, draft: Any = None, seed: int = 0
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done all that was asked of it."""
+    """Waits until a device has done all that was asked of it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 @contextmanager
 def count_forwards(module: nn.Module) -> Iterator[list[int]]:
-    """Count calls of a module while the context is open: the list's only entry."""
+    """Counts calls of a module while the context is open: the list's only entry."""
     count = [0]
 
     def add(module: nn.Module, args: tuple) -> None:

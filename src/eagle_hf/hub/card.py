@@ -42,7 +42,7 @@ def create_model_card(
     custom_generate: bool = False,
 ) -> ModelCard:
     """
-    Write the model card of a head.
+    Writes the model card of a head.
 
     Args:
         draft ([`EagleDraftModel`]): The head.
@@ -133,7 +133,7 @@ def create_model_card(
 
 
 def eval_results(result: TaskResult) -> list[EvalResult]:
-    """The figures of a task as metadata that the Hub reads."""
+    """Returns the figures of a task as metadata that the Hub reads."""
     values = {"acceptance_length": result.acceptance_length, "speedup": result.speedup}
     return [
         EvalResult(
@@ -240,7 +240,7 @@ def _number(value: float | None) -> str | None:
 
 
 def _trained_before(training: TrainingFacts | None) -> str | None:
-    """What the training started from, where it was a head that had been trained."""
+    """Returns what the training started from, where it was a head that had been trained."""
     if training is None or training.started_from is None:
         return None
     before = training.started_from

@@ -35,8 +35,8 @@ def put_tables(text: str, tables: str) -> str:
 
 def card_to_push(folder: str | Path, draft: PreTrainedModel, model_id: str, **wishes: Any) -> tuple[ModelCard, bool]:
     """
-    The card that a folder is published with. One that training or a benchmark wrote is written anew for the repository,
-    tables included; one that somebody has edited is kept, with the head's new name in it.
+    Returns the card that a folder is published with. One that training or a benchmark wrote is written anew for the
+    repository, tables included; one that somebody has edited is kept, with the head's new name in it.
 
     Args:
         folder (`str` or `Path`): Folder of the head, with or without a `README.md`.
@@ -67,7 +67,7 @@ def card_to_push(folder: str | Path, draft: PreTrainedModel, model_id: str, **wi
 
 
 def _is_same(ours: str, theirs: str) -> bool:
-    """Whether two texts are equal but for tables, blanks, and the version of eagle_hf that wrote them."""
+    """Checks whether two texts are equal but for tables, blanks, and the version of eagle_hf that wrote them."""
 
     def plain(text: str) -> str:
         text = re.sub(r"\beagle_hf \d[\w.]*", "eagle_hf", _TABLES.sub("", text))

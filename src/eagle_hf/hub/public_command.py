@@ -40,7 +40,7 @@ def public_command(argv: Sequence[str], names: Mapping[str, str] | None = None) 
 
 
 def without_paths(command: str) -> str:
-    """A command that is known as text only, made public likewise."""
+    """Returns a command that is known as text only, made public likewise."""
     try:
         words = shlex.split(command)
     except ValueError:  # no shell would take it either

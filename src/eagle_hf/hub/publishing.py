@@ -46,9 +46,9 @@ def push_head(
     **card_kwargs: Any,
 ) -> CommitInfo:
     """
-    Push a head to the Hub in one commit at the end: `config.json`, `generation_config.json`, weights (safetensors) and
-    a model card. An upload that is interrupted leaves the repository as it was. Weights that an earlier push left under
-    other names are deleted in the same commit. [`EagleDraftModel.push_to_hub`] does this.
+    Pushes a head to the Hub in one commit at the end: `config.json`, `generation_config.json`, weights (safetensors)
+    and a model card. An upload that is interrupted leaves the repository as it was. Weights that an earlier push left
+    under other names are deleted in the same commit. [`EagleDraftModel.push_to_hub`] does this.
 
     Args:
         draft ([`EagleDraftModel`]): The head.
@@ -150,7 +150,7 @@ def _write_target(config_path: Path, target: str | None) -> None:
 
 def write_custom_generate(folder: str | os.PathLike, head: str) -> None:
     """
-    Write `custom_generate/generate.py`, so that `model.generate(..., custom_generate=REPO, trust_remote_code=True)`
+    Writes `custom_generate/generate.py`, so that `model.generate(..., custom_generate=REPO, trust_remote_code=True)`
     drafts with the head without its caller importing eagle_hf.
 
     Args:

@@ -117,7 +117,7 @@ class TrainingFacts:
 
 
 def _known(thing: Any) -> dict[str, Any]:
-    """Fields that say something, in their order."""
+    """Returns the fields that say something, in their order."""
     found = {}
     for one in dataclasses.fields(thing):
         value = getattr(thing, one.name)

@@ -47,7 +47,7 @@ class Answer:
 @torch.inference_mode()
 def write_answer(target: PreTrainedModel, prompt: torch.Tensor, max_new_tokens: int) -> Answer:
     """
-    Let the target answer a prompt of shape `(1, prompt_length)`, and keep its hidden states.
+    Lets the target answer a prompt of shape `(1, prompt_length)`, and keeps its hidden states.
 
     Returns:
         [`Answer`]
@@ -75,7 +75,7 @@ def accepted_counts(
     target: PreTrainedModel, draft: EagleDraftModel, answer: Answer, depth: int, token_shift: int = 0
 ) -> torch.Tensor:
     """
-    How many tokens of the chain from every position of an answer are right.
+    Returns how many tokens of the chain from every position of an answer are right.
 
     Args:
         target ([`~transformers.PreTrainedModel`]): Its embedding and `lm_head` serve a head that has none.
@@ -123,7 +123,7 @@ def accepted_counts(
 
 
 def _features(draft: EagleDraftModel, answer: Answer) -> torch.Tensor:
-    """Features of shape `(1, length, num_features * target_hidden_size)`."""
+    """Returns the features of shape `(1, length, num_features * target_hidden_size)`."""
     num_layers = max(answer.hidden_states)
     ids = draft.config.resolve_feature_layer_ids(num_layers)
     if -1 in (draft.config.feature_layer_ids or ()):
@@ -133,5 +133,5 @@ def _features(draft: EagleDraftModel, answer: Answer) -> torch.Tensor:
 
 
 def share_by_depth(counts: Sequence[int], depth: int) -> list[float]:
-    """Share of chains whose first 1, 2, ... `depth` tokens are all right."""
+    """Returns the share of chains whose first 1, 2, ... `depth` tokens are all right."""
     return [sum(count >= step for count in counts) / max(len(counts), 1) for step in range(1, depth + 1)]

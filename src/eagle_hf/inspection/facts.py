@@ -37,7 +37,7 @@ class HeadFacts:
 
 
 def read_facts(repo: str | os.PathLike, **hub_kwargs: Any) -> tuple[EagleDraftModel, HeadFacts]:
-    """Load a head and describe it; `hub_kwargs` as in [`EagleDraftModel.from_pretrained`]."""
+    """Loads a head and describes it; `hub_kwargs` as in [`EagleDraftModel.from_pretrained`]."""
     checkpoint = read_checkpoint(repo, **hub_kwargs)
     draft = EagleDraftModel.from_pretrained(repo, **hub_kwargs).eval()
     config = draft.config

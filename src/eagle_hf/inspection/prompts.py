@@ -24,7 +24,7 @@ def encode(
     target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, prompt: str | Sequence[int]
 ) -> torch.Tensor:
     """
-    Token ids of a prompt, of shape `(1, prompt_length)`, as a user's turn where there is a chat template.
+    Returns the token ids of a prompt, of shape `(1, prompt_length)`, as a user's turn where there is a chat template.
 
     Raises:
         `ValueError`: if the prompt is text and there is no tokenizer.

@@ -25,7 +25,7 @@ class Reading:
     token_shift: int = 0
 
     def config(self, published: EagleConfig) -> EagleConfig:
-        """The configuration of this reading."""
+        """Returns the configuration of this reading."""
         fields = copy.deepcopy(published.to_dict()) | self.changes
         if "feature_layer_ids" in self.changes:  # what a repository said in another numbering must not overrule it
             fields.pop("published_feature_layer_ids", None)
@@ -60,7 +60,7 @@ class Reading:
 
 
 def _other_ids(config: EagleConfig, num_layers: int) -> list[list[int]]:
-    """The feature layers of a configuration, counted from one further up or down."""
+    """Returns the feature layers of a configuration, counted from one further up or down."""
     if config.feature_layer_ids == [-1]:
         return [[num_layers]]  # the last layer's output before the target's final norm instead of after it
     ids = config.resolve_feature_layer_ids(num_layers)

@@ -46,7 +46,7 @@ class Measured:
         return sum(self.counts) / len(self.counts)
 
     def is_better_than(self, other: "Measured") -> bool:
-        """Whether the difference is larger than chance explains: three standard errors."""
+        """Checks whether the difference is larger than chance explains: three standard errors."""
         difference = torch.tensor(self.counts).float() - torch.tensor(other.counts).float()
         # Chains of neighbouring positions share tokens: blocks of them are independent, more or less.
         means = [block.mean() for block in difference.split(BLOCK) if len(block) == BLOCK]
@@ -89,7 +89,7 @@ class HeadInspection:
 
     def load_best(self, **hub_kwargs: Any) -> EagleDraftModel:
         """
-        Load the head in its best reading, or as published where nothing was measured.
+        Loads the head in its best reading, or as published where nothing was measured.
 
         Args:
             hub_kwargs: As in [`EagleDraftModel.from_pretrained`].
@@ -97,7 +97,7 @@ class HeadInspection:
         return EagleDraftModel.from_pretrained(self.repo, config=self.config, **hub_kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the counts, as plain values for JSON."""
+        """Returns everything but the counts, as plain values for JSON."""
         return {
             "repo": self.repo,
             "facts": asdict(self.facts),
@@ -142,9 +142,9 @@ def inspect_head(
     **hub_kwargs: Any,
 ) -> HeadInspection:
     """
-    Say what a head is and, given its target, whether it is read rightly: the target answers a few prompts greedily, and
-    the head drafts chains along the answers in every plausible reading (numbering of feature layers, recurrence before
-    or after the norm, residual, token pairs).
+    Says what a head is and, given its target, whether it is read correctly: the target answers a few prompts greedily,
+    and the head drafts chains along the answers in every plausible reading (numbering of feature layers, recurrence
+    before or after the norm, residual, token pairs).
 
     Args:
         repo (`str` or `os.PathLike`): The head: repository id on the Hub, or a folder.

@@ -227,7 +227,7 @@ def load_processor(
 
 
 def _split_gguf(target: str | os.PathLike, gguf_file: str | None) -> tuple[str, str | None]:
-    """A local GGUF file is a file of the folder that it lies in."""
+    """Splits the path of a local GGUF file into its folder and its name."""
     target = expand(target)
     if gguf_file is None and target.lower().endswith(".gguf") and os.path.isfile(target):
         target, gguf_file = os.path.split(os.path.abspath(target))
@@ -237,7 +237,7 @@ def _split_gguf(target: str | os.PathLike, gguf_file: str | None) -> tuple[str, 
 
 
 def _resolve_adapter(target: str, hub_kwargs: dict[str, Any]) -> tuple[str, dict[str, Any], str | None]:
-    """The model itself, where from, and the adapter if `target` is one."""
+    """Returns the model itself, where from, and the adapter if `target` is one."""
     away = None
     try:
         is_model = find_file(target, "config.json", **hub_kwargs) is not None
@@ -282,7 +282,7 @@ def _resolve_adapter(target: str, hub_kwargs: dict[str, Any]) -> tuple[str, dict
 
 def _with_adapter(model: PreTrainedModel, adapter: str, hub_kwargs: dict[str, Any]) -> PreTrainedModel:
     """
-    The model with an adapter in its layers.
+    Returns the model with an adapter in its layers.
 
     `transformers` renames weights of adapters as it does those of models, which PEFT does not, and loses the magnitudes
     of DoRA, which PEFT does not.
@@ -304,7 +304,9 @@ def _with_adapter(model: PreTrainedModel, adapter: str, hub_kwargs: dict[str, An
 
 
 def _find_if_known(source: str, name: str, hub_kwargs: dict[str, Any]) -> Path | None:
-    """A file that most models do not have: with the Hub away, one that is not in the cache is taken to be none."""
+    """
+    Returns a file that most models do not have: with the Hub away, one that is not in the cache is taken to be none.
+    """
     try:
         return find_file(source, name, **hub_kwargs)
     except NotReached:
@@ -344,7 +346,7 @@ def _read_config(
 
 
 def _auto_class(source: str, config: PreTrainedConfig, trust_remote_code: bool) -> Any:
-    """The auto class that loads what the checkpoint was saved as."""
+    """Returns the auto class that loads what the checkpoint was saved as."""
     classes: dict[str, Any] = {
         auto_class.__name__: auto_class
         for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM)
@@ -369,7 +371,7 @@ def _auto_class(source: str, config: PreTrainedConfig, trust_remote_code: bool) 
 
 
 def _check_complete(source: str, info: dict[str, Any]) -> None:
-    """A layer that is not in the file would be random, and `transformers` only logs it."""
+    """Checks that no layer is missing: one that is not in the file would be random, and `transformers` only logs it."""
     missing = sorted(name for name in info["missing_keys"] if _DECODER.search(name) and not _TOWER.search(name))
     if not missing:
         return
@@ -396,7 +398,9 @@ def _is_a_head(source: str) -> str:
 
 
 def _with_tokenizer(target: str, hub_kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Where the tokenizer is: an adapter's folder often holds a copy, which may know more tokens than the base's."""
+    """
+    Returns where the tokenizer is: an adapter's folder often holds a copy, which may know more tokens than the base's.
+    """
     base, base_kwargs, adapter = _resolve_adapter(target, hub_kwargs)
     if adapter is not None and _find_if_known(target, "tokenizer_config.json", hub_kwargs) is not None:
         return target, hub_kwargs
@@ -404,7 +408,7 @@ def _with_tokenizer(target: str, hub_kwargs: dict[str, Any]) -> tuple[str, dict[
 
 
 def _template_of_processor(source: str, hub_kwargs: dict[str, Any]) -> str | None:
-    """Older multimodal repositories keep the chat template where only their processor looks."""
+    """Returns the chat template of the processor, where older multimodal repositories keep it."""
     path = _find_if_known(source, "chat_template.json", hub_kwargs)
     return None if path is None else json.loads(path.read_text(encoding="utf-8")).get("chat_template")
 
@@ -417,7 +421,7 @@ def _method(quantization: Any) -> str:
 
 
 def _what_is_there(source: str, hub_kwargs: dict[str, Any]) -> str:
-    """A hint for who named the folder above, or below, the one that was meant."""
+    """Returns a hint for who named the folder above, or below, the one that was meant."""
     files = list_files(source, **hub_kwargs)
     if gguf := [name for name in files if name.endswith(".gguf")]:
         return f" It holds GGUF files: choose one with `gguf_file` (--gguf_file), such as {gguf[0]}."

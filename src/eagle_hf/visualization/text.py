@@ -67,7 +67,7 @@ class TextPicture:
         kinds: Sequence[tuple[Kind | None, int]],
         skip_special_tokens: bool = False,
     ) -> "TextPicture":
-        """A picture of tokens, given per token where it came from and in which step."""
+        """Returns a picture of tokens, given per token where it came from and in which step."""
         pieces = token_pieces(tokenizer, tokens, skip_special_tokens)
         spans = []
         for (kind, step), group in groupby(zip(kinds, pieces, tokens, strict=True), key=lambda item: item[0]):
@@ -95,8 +95,8 @@ class TextPicture:
 
     def to_html(self, legend: bool = True) -> str:
         """
-        A `div`, with all styles in place. Markup in the text is escaped; paragraphs run in the direction of their
-        script.
+        Returns a `div`, with all styles in place. Markup in the text is escaped; paragraphs run in the direction of
+        their script.
 
         Args:
             legend (`bool`, defaults to `True`): Whether to say below what the styles mean.
@@ -129,8 +129,8 @@ def draw_text(
     skip_special_tokens: bool = False,
 ) -> TextPicture:
     """
-    Generated text that shows where each token came from: drafted tokens green and underlined, the target's own bold,
-    the first one italic. Told from the token ids, never by searching the text.
+    Returns generated text that shows where each token came from: drafted tokens green and underlined, the target's own
+    bold, the first one italic. Told from the token ids, never by searching the text.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's tokenizer.

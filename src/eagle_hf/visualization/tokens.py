@@ -21,9 +21,9 @@ def token_pieces(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], skip_special_tokens: bool = False
 ) -> list[str]:
     """
-    The text that each token adds, so that the pieces join to the decoded text. Pieces end between characters as readers
-    see them (grapheme clusters): a token that ends inside one adds nothing of it, and the token that completes it adds
-    all of it. Such characters are bytes of byte-level tokenizers, and emoji or letters of several code points:
+    Returns the text that each token adds, so that the pieces join to the decoded text. Pieces end between characters as
+    readers see them (grapheme clusters): a token that ends inside one adds nothing of it, and the token that completes
+    it adds all of it. Such characters are bytes of byte-level tokenizers, and emoji or letters of several code points:
 
     ```text
     tokens of 👩‍👩‍👧!     F0 9F | 91 A9 E2 80 | 8D F0 9F 91 A9 | ... | 91 A7 | !
@@ -43,7 +43,7 @@ def token_pieces(
     character_ends = [0, *(match.end() for match in regex.finditer(r"\X", text))]
 
     def read(start: int, end: int) -> str:
-        """The text of some of the tokens, without the bytes of a character that follows."""
+        """Returns the text of some of the tokens, without the bytes of a character that follows."""
         return tokenizer.decode(tokens[start:end], skip_special_tokens=skip_special_tokens).rstrip("\ufffd")
 
     pieces: list[str] = []
@@ -69,16 +69,16 @@ def _common_length(start: str, text: str) -> int:
 
 
 def step_kinds(step: int, length: int) -> list[tuple[Kind, int]]:
-    """Where the tokens of one step came from: step 0 is the prompt's forward, all others are verifications."""
+    """Returns where the tokens of one step came from: step 0 is the prompt's forward, all others are verifications."""
     drafted: list[tuple[Kind, int]] = [("drafted", step)] * (length - 1)
     return [*drafted, ("bonus" if step else "first", step)]
 
 
 def token_kinds(acceptance_lengths: Sequence[int]) -> list[tuple[Kind, int]]:
     """
-    Where the new tokens of a row came from, and in which step: the first from the prompt's forward (step 0); every
-    verification adds drafted tokens and, last, one of the target's own. Where a text ends inside an accepted path, by
-    its length or an end-of-sequence token, its last token counts as the target's own.
+    Returns where the new tokens of a row came from, and in which step: the first from the prompt's forward (step 0);
+    every verification adds drafted tokens and, last, one of the target's own. Where a text ends inside an accepted
+    path, by its length or an end-of-sequence token, its last token counts as the target's own.
 
     Args:
         acceptance_lengths (`Sequence[int]`): Of one row, from [`EagleGenerateOutput`].
@@ -91,8 +91,8 @@ def token_kinds(acceptance_lengths: Sequence[int]) -> list[tuple[Kind, int]]:
 
 def node_label(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """
-    A token on one line: quoted, with escapes. One that holds no whole character is followed by its id; right-to-left
-    text is isolated, so that figures behind it stay behind it.
+    Returns a token on one line: quoted, with escapes. One that holds no whole character is followed by its id;
+    right-to-left text is isolated, so that figures behind it stay behind it.
     """
     text = tokenizer.decode([token])
     label = repr(text)
@@ -102,5 +102,5 @@ def node_label(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 
 def is_right_to_left(text: str) -> bool:
-    """Whether there are letters that are written from right to left."""
+    """Checks whether there are letters that are written from right to left."""
     return regex.search(r"[\p{Bidi_Class=R}\p{Bidi_Class=AL}]", text) is not None

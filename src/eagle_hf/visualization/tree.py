@@ -28,7 +28,7 @@ class TreePicture:
     nodes: list[Node]
 
     def lines(self) -> list[tuple[str, str, bool]]:
-        """One per node, depth first: the branch that leads to it, its text, and whether it was accepted."""
+        """Returns one per node, depth first: the branch that leads to it, its text, and whether it was accepted."""
         children: dict[int, list[int]] = {}
         for i, node in enumerate(self.nodes):
             children.setdefault(node.parent, []).append(i)
@@ -65,8 +65,8 @@ class TreePicture:
 
     def to_svg(self) -> str:
         """
-        The tree from left to right, as one `svg` element. Accepted nodes have a thick frame and a check mark, and the
-        text of the tree stands in `desc` for readers of the screen.
+        Returns the tree from left to right, as one `svg` element. Accepted nodes have a thick frame and a check mark,
+        and the text of the tree stands in `desc` for readers of the screen.
         """
         return tree_svg(self.nodes, description=str(self))
 
@@ -78,8 +78,8 @@ def draw_tree(
     tree: DraftTree, tokenizer: PreTrainedTokenizerBase, accepted: Sequence[int] = (), row: int = 0
 ) -> TreePicture:
     """
-    A draft tree: every node with its token, the probability that the draft gives to the path from the root to it, and a
-    check mark where the target accepted it. Nodes that only fill up a fixed size are left out.
+    Returns a draft tree: every node with its token, the probability that the draft gives to the path from the root to
+    it, and a check mark where the target accepted it. Nodes that only fill up a fixed size are left out.
 
     Args:
         tree ([`DraftTree`]): The tree.

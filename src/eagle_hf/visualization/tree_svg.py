@@ -44,13 +44,15 @@ class Node:
 
 def tree_svg(nodes: Sequence[Node], description: str) -> str:
     """
+    Draws a tree as SVG.
+
     Args:
         nodes (`Sequence[Node]`): Parents before children.
-        description (`str`): Told to who cannot see it.
+        description (`str`): Text alternative for screen readers.
 
     Returns:
         `str`: One `svg` element.
-    """  # noqa: D205
+    """
     labels = [_shorten(node.label) for node in nodes]
     widths = [_width(label) * LETTER + 18 for label in labels]
     columns = [max(w for w, n in zip(widths, nodes, strict=True) if n.depth == d) for d in range(_depth(nodes) + 1)]
@@ -90,7 +92,9 @@ def _depth(nodes: Sequence[Node]) -> int:
 
 
 def _rows(nodes: Sequence[Node]) -> list[float]:
-    """The middle of every node: leaves below one another, depth first; a parent between its first and last child."""
+    """
+    Returns the middle of every node: leaves below one another, depth first; a parent between its first and last child.
+    """
     children: list[list[int]] = [[] for _ in nodes]
     for i, node in enumerate(nodes):
         if node.parent >= 0:
@@ -116,5 +120,5 @@ def _shorten(label: str) -> str:
 
 
 def _width(label: str) -> int:
-    """Columns of a monospaced font: two for East Asian characters and emoji, none for marks."""
+    """Returns the columns of a monospaced font: two for East Asian characters and emoji, none for marks."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in label)
