@@ -26,7 +26,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from eagle_hf import DraftOptions
-from eagle_hf.drafting.drafter import Drafter
+from eagle_hf.drafting.true_rows import TrueRows
 from eagle_hf.target.target import Target
 
 
@@ -80,7 +80,7 @@ def plain_token(target: Any, ids: torch.Tensor, new_tokens: int) -> tuple[float,
 def eagle_step(target: Any, draft: Any, ids: torch.Tensor, new_tokens: int) -> tuple[float, float, float]:
     """Seconds of a step, of the target's forward in it, and of reading the prompt's features."""
     watch = Clock()
-    with Stopwatch(Target, "verify") as verify, Stopwatch(Drafter, "read_prompt") as prompt:
+    with Stopwatch(Target, "verify") as verify, Stopwatch(TrueRows, "read_prompt") as prompt:
         output = target.generate(
             ids, attention_mask=torch.ones_like(ids), streamer=watch, max_new_tokens=new_tokens, do_sample=False,
             eos_token_id=None, assistant_model=draft, return_dict_in_generate=True,

@@ -148,3 +148,22 @@ class DraftTree:
             ancestors.append(up.gather(1, ancestors[-1]))
         mask = torch.zeros(batch_size, num_nodes, num_nodes, dtype=torch.bool, device=up.device)
         return mask.scatter_(2, torch.stack(ancestors, dim=2), True)
+
+
+def largest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Returns the `k` largest of each row, and where they stand; among equals the first come first, which `topk` leaves
+    open.
+    """
+    values, index = values.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], index[:, :k]
+
+
+def take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """
+    Returns `values[b, index[b, i]]`, for `values` of shape `(batch_size, num, ...)` and `index` of shape `(batch_size,
+    k)`.
+    """
+    if len(values) == 1:
+        return values.index_select(1, index[0])
+    return values[torch.arange(len(values), device=values.device)[:, None], index]

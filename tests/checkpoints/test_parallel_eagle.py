@@ -23,7 +23,7 @@ from layouts import (
 from eagle_hf import EagleDraftModel
 from eagle_hf.checkpoints import export_checkpoint
 from eagle_hf.draft_options import DraftOptions
-from eagle_hf.drafting.drafter import Drafter
+from eagle_hf.fast.compiled_head import choose_drafter
 
 
 EXTRA = {"mask_hidden": (1, 1, 3 * HIDDEN), "embed_tokens__weight": (VOCAB, HIDDEN)}
@@ -65,8 +65,8 @@ def test_a_chain_is_drafted_in_one_forward_with_placeholders(tmp_path):
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(1, 6, 3 * HIDDEN, generator=generator)
     tokens = torch.randint(VOCAB, (1, 6), generator=generator)
-    drafter = Drafter(draft, DraftOptions(draft_depth=4), lambda ids: None, lambda hidden: None)
-    drafter.read_prompt(features, tokens, torch.arange(6)[None], None)
+    drafter = choose_drafter(draft, DraftOptions(draft_depth=4), lambda ids: None, lambda hidden: None)
+    drafter.read_prompt([features], tokens, torch.arange(6)[None], None)
     before = drafter.num_forwards
     tree = drafter.grow(tokens[:, -1], max_depth=9)
     assert drafter.num_forwards == before + 1
@@ -149,8 +149,8 @@ def test_speculators_own_class_computes_the_same(tmp_path):
         rows[position - depth, depth] = logits[0][row]
     assert len(rows) > 2 * length
     for anchor in range(length):
-        drafter = Drafter(draft, DraftOptions(draft_depth=3), lambda ids: None, lambda hidden: None)
-        drafter.read_prompt(features[:, : anchor + 1], tokens[:, : anchor + 1], torch.arange(anchor + 1)[None], None)
+        drafter = choose_drafter(draft, DraftOptions(draft_depth=3), lambda ids: None, lambda hidden: None)
+        drafter.read_prompt([features[:, : anchor + 1]], tokens[:, : anchor + 1], torch.arange(anchor + 1)[None], None)
         tree = drafter.grow(tokens[:, anchor], max_depth=3)
         expected = [rows[anchor, depth].log_softmax(-1).max(-1) for depth in range(3) if (anchor, depth) in rows]
         assert tree.tokens[0, 1 : len(expected) + 1].tolist() == [int(best.indices) for best in expected]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eagle_hf.drafting.coupling import NoiseAhead, at_levels, for_vocabulary, log_probs
+from eagle_hf.drafting.coupling import at_levels, for_vocabulary, log_probs
 
 
 def noise_of(exponentials: torch.Tensor, temperature: float = 1.0):
@@ -53,24 +53,6 @@ def test_every_level_has_its_own_noise():
     noise = (torch.arange(12.0).view(1, 4, 3), torch.tensor(1.0))
     assert at_levels(noise, 2)[0].tolist() == [[[3, 4, 5]]]
     assert at_levels(noise, 1, 3)[0].tolist() == [[[0, 1, 2], [3, 4, 5], [6, 7, 8]]]
-
-
-def test_noise_is_drawn_as_far_as_a_tree_grows():
-    gumbels, one, drawn = torch.randn(1, 7, 5), torch.tensor(1.0), []
-
-    def draw(num_levels):
-        drawn.append(num_levels)
-        return gumbels[:, :num_levels], one
-
-    noise = NoiseAhead(draw, 7)
-    assert drawn == []
-    for level in range(1, 8):
-        assert torch.equal(noise.at_levels(level)[0], gumbels[:, level - 1 : level])
-    assert drawn == [2, 4, 7]
-    assert torch.equal(NoiseAhead(draw, 7).at_levels(1, 6)[0], gumbels[:, :6])  # a chain drafted at once
-    assert NoiseAhead(draw, 1).at_levels(1)[0].shape == (1, 1, 5)
-    assert drawn[3:] == [6, 1]
-    assert NoiseAhead(lambda num_levels: None, 7).at_levels(3) is None
 
 
 def test_a_reduced_vocabulary_gets_the_noise_of_its_tokens():

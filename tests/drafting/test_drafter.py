@@ -7,17 +7,19 @@ from conftest import golden_draft, use_options
 from eagle_hf import DraftOptions
 from eagle_hf.drafting import dynamic as dynamic_tree
 from eagle_hf.drafting.drafter import Drafter
+from eagle_hf.drafting.true_rows import TrueRows
+from eagle_hf.fast.compiled_head import choose_drafter
 
 
 def make_drafter(draft, target, **options) -> Drafter:
-    return Drafter(draft, DraftOptions(**options), target.get_input_embeddings(), target.get_output_embeddings())
+    return choose_drafter(draft, DraftOptions(**options), target.get_input_embeddings(), target.get_output_embeddings())
 
 
 def read(drafter, case, rows=None):
     tensors = case.tensors
     features, tokens = tensors["draft_in.features"], tensors["draft_in.input_ids"]
     positions = torch.arange(tokens.shape[1])[None]
-    drafter.read_prompt(features, tokens, positions, None)
+    drafter.read_prompt([features], tokens, positions, None)
     return tensors["root_token"]
 
 
@@ -42,7 +44,7 @@ def test_early_stop_happens_on_a_confident_draft(golden_target):
     draft.lm_head.weight.data *= 4
     drafter = make_drafter(draft, golden_target, num_assistant_tokens=4, draft_depth=8, draft_width=4)
     torch.manual_seed(0)
-    drafter.read_prompt(torch.randn(1, 5, 192), torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
+    drafter.read_prompt([torch.randn(1, 5, 192)], torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
     drafter.grow(torch.tensor([3]), 100)
     assert drafter.num_forwards < 8
 
@@ -69,7 +71,7 @@ def test_a_threshold_keeps_broken_heads_visible(golden_target):
     draft = golden_draft("A_eagle3")
     draft.lm_head.weight.data.fill_(torch.nan)
     drafter = make_drafter(draft, golden_target, draft_threshold=0.1, draft_depth=3, draft_width=2)
-    drafter.read_prompt(torch.randn(1, 5, 192), torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
+    drafter.read_prompt([torch.randn(1, 5, 192)], torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
     tree = drafter.grow(torch.tensor([3]), 100)
     assert tree.num_nodes == 2
     assert tree.scores[0, 1] == -torch.inf
@@ -81,7 +83,7 @@ def test_tied_scores_never_orphan_a_child(golden_target, width):
     draft = golden_draft("A_eagle3")
     draft.lm_head.weight.data.zero_()
     drafter = make_drafter(draft, golden_target, num_assistant_tokens=25, draft_depth=4, draft_width=width)
-    drafter.read_prompt(torch.randn(1, 5, 192), torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
+    drafter.read_prompt([torch.randn(1, 5, 192)], torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
     tree = drafter.grow(torch.tensor([3]), 100)
     parents, depths = tree.parents[0].tolist(), tree.depths[0].tolist()
     for node in range(1, tree.num_nodes):
@@ -96,7 +98,7 @@ def test_scores_are_float32_and_no_child_is_orphaned_in_half_precision(golden_ta
     if draft.lm_head is not None:
         draft.lm_head.weight.data *= 3
     embed, head = golden_target.get_input_embeddings(), golden_target.get_output_embeddings()
-    drafter = Drafter(draft, golden_case.options, embed, lambda hidden: head(hidden.float()).to(dtype))
+    drafter = choose_drafter(draft, golden_case.options, embed, lambda hidden: head(hidden.float()).to(dtype))
     tree = drafter.grow(read(drafter, golden_case), 100)
     assert tree.scores.dtype == torch.float32
     scores, parents, depths = tree.scores[0], tree.parents[0], tree.depths[0]
@@ -108,12 +110,12 @@ def test_scores_are_float32_and_no_child_is_orphaned_in_half_precision(golden_ta
 @pytest.mark.parametrize("name", ["A_eagle3", "A_eagle1"])
 def test_growing_leaves_the_cache_of_true_features_as_it_was(golden_target, name, kind):
     drafter = make_drafter(golden_draft(name), golden_target, draft_tree=kind, num_assistant_tokens=12, draft_width=4)
-    width = drafter.draft.config.num_features * 64
+    width = drafter.head.draft.config.num_features * 64
     torch.manual_seed(0)
-    drafter.read_prompt(torch.randn(1, 5, width), torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
-    before = drafter.network.cache.layers[0].keys.clone()
+    drafter.read_prompt([torch.randn(1, 5, width)], torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
+    before = drafter._rows.cache.layers[0].keys.clone()
     first = drafter.grow(torch.tensor([3]), 100)
-    assert torch.equal(drafter.network.cache.layers[0].keys, before)
+    assert torch.equal(drafter._rows.cache.layers[0].keys, before)
     assert tree_tuple(drafter.grow(torch.tensor([3]), 100)) == tree_tuple(first)
 
 
@@ -140,7 +142,7 @@ def test_ragged_rows_draft_as_if_they_were_alone(golden_target, name, kind):
             return torch.cat([torch.nn.functional.pad(row[:, :n], (0, 0, p, 0)) for row, n, p in pads])
 
         drafter.read_prompt(
-            left_padded(features),
+            [left_padded(features)],
             left_padded([row[..., None] for row in tokens]).squeeze(-1),
             (mask.long().cumsum(1) - 1).clamp(min=0),
             mask,
@@ -161,7 +163,7 @@ def test_ragged_rows_draft_as_if_they_were_alone(golden_target, name, kind):
     def alone(row):
         drafter = make_drafter(draft, target, **options)
         done = lengths[row]
-        drafter.read_prompt(features[row][:, :done], tokens[row][:, :done], torch.arange(done)[None], None)
+        drafter.read_prompt([features[row][:, :done]], tokens[row][:, :done], torch.arange(done)[None], None)
         yield drafter.grow(roots[row : row + 1], 100)
         for counts in steps:
             if counts[row]:
@@ -204,9 +206,9 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(golden_target, monke
 
     monkeypatch.setattr(draft, "step", spy)
     for size in (chunk, 1024):
-        monkeypatch.setattr(Drafter, "PROMPT_CHUNK", size)
+        monkeypatch.setattr(TrueRows, "PROMPT_CHUNK", size)
         drafter = make_drafter(draft, golden_target, num_assistant_tokens=9, draft_width=3)
-        states = features.split(64, dim=-1) if size == chunk else features
+        states = features.split(64, dim=-1) if size == chunk else [features]
         drafter.read_prompt(states, tokens, positions, mask if is_padded else None)
         if size == chunk:
             assert max(1 if m is None else m.shape[2] for m, _ in seen) <= chunk
@@ -214,7 +216,7 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(golden_target, monke
         caches.append(seen[-1][1])
     chunked, whole = drafters
     assert chunked.num_forwards == -(-10 // chunk)
-    torch.testing.assert_close(chunked._last_hidden, whole._last_hidden, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(chunked._rows.last_hidden, whole._rows.last_hidden, atol=1e-4, rtol=1e-4)
     real = mask[:, None, :, None]
     for name in ("keys", "values"):
         got, expected = (getattr(cache.layers[0], name) * real for cache in caches)
@@ -226,7 +228,7 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(golden_target, monke
 def test_depth_is_limited_to_what_can_be_used(golden_target):
     for kind in ("dynamic", "static", "chain"):
         drafter = make_drafter(golden_draft("A_eagle3"), golden_target, draft_tree=kind)
-        drafter.read_prompt(torch.randn(1, 5, 192), torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
+        drafter.read_prompt([torch.randn(1, 5, 192)], torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
         for max_depth in (0, 1, 2, 3):
             tree = drafter.grow(torch.tensor([3]), max_depth)
             assert int(tree.depths.max()) == max_depth
@@ -235,14 +237,14 @@ def test_depth_is_limited_to_what_can_be_used(golden_target):
 def test_drafting_does_not_touch_the_global_generator(golden_target):
     drafter = make_drafter(golden_draft("A_eagle3"), golden_target)
     state = torch.get_rng_state()
-    drafter.read_prompt(torch.zeros(1, 5, 192), torch.zeros(1, 5, dtype=torch.long), torch.arange(5)[None], None)
+    drafter.read_prompt([torch.zeros(1, 5, 192)], torch.zeros(1, 5, dtype=torch.long), torch.arange(5)[None], None)
     drafter.grow(torch.tensor([3]), 100)
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_a_stopped_drafter_leaves_plain_decoding(golden_target):
     drafter = make_drafter(golden_draft("A_eagle3"), golden_target)
-    drafter.read_prompt(torch.zeros(1, 5, 192), torch.zeros(1, 5, dtype=torch.long), torch.arange(5)[None], None)
+    drafter.read_prompt([torch.zeros(1, 5, 192)], torch.zeros(1, 5, dtype=torch.long), torch.arange(5)[None], None)
     drafter.stop()
     assert drafter.grow(torch.tensor([3]), 100).num_nodes == 1
 
@@ -262,8 +264,8 @@ def test_heads_with_length_dependent_rotary_embeddings_can_be_used(golden_target
 
 def test_features_do_not_pile_up_where_no_tree_is_grown(golden_target):
     drafter = make_drafter(golden_draft("A_eagle3"), golden_target, num_assistant_tokens=4)
-    width = drafter.draft.config.num_features * 64
-    drafter.read_prompt(torch.randn(1, 3, width), torch.randint(0, 320, (1, 3)), torch.arange(3)[None], None)
+    width = drafter.head.draft.config.num_features * 64
+    drafter.read_prompt([torch.randn(1, 3, width)], torch.randint(0, 320, (1, 3)), torch.arange(3)[None], None)
     for _ in range(2 * drafter.MAX_UNREAD + 5):
         drafter.read_accepted(torch.randn(1, 1, width), torch.zeros(1, 1, dtype=torch.long), [1])
         assert len(drafter._unread) <= drafter.MAX_UNREAD
@@ -286,7 +288,7 @@ def test_reading_late_and_all_at_once_changes_no_tree(golden_target, batch):
     trees = []
     for is_late in (False, True):
         drafter = make_drafter(draft, golden_target, num_assistant_tokens=12, draft_width=4, draft_depth=4)
-        drafter.read_prompt(prompt, ids, torch.arange(5).expand(batch, -1), None)
+        drafter.read_prompt([prompt], ids, torch.arange(5).expand(batch, -1), None)
         for part in parts:
             drafter.read_accepted(*part)
             if not is_late:
@@ -323,8 +325,8 @@ def test_a_deferred_prompt_is_learned_before_the_first_tree(golden_target, batch
 def test_a_batch_comes_forward_as_far_as_its_last_row(golden_target, monkeypatch):
     """Two tokens a step on average are worth little if the same row gets one every time."""
     drafter = make_drafter(golden_draft("A_eagle3"), golden_target)
-    width, steps = drafter.draft.config.num_features * 64, []
-    drafter.read_prompt(torch.zeros(3, 4, width), torch.ones(3, 4, dtype=torch.long), torch.arange(4)[None], None)
+    width, steps = drafter.head.draft.config.num_features * 64, []
+    drafter.read_prompt([torch.zeros(3, 4, width)], torch.ones(3, 4, dtype=torch.long), torch.arange(4)[None], None)
     monkeypatch.setattr(drafter.sizing, "end_step", lambda *step: steps.append(step))
     monkeypatch.setattr(drafter.sizing, "begin_step", lambda: False)
     for counts in ([1, 2, 3], [4, 1, 1], [2, 1, 0], [0, 3, 0]):  # the third row finishes, and then the first

@@ -7,7 +7,7 @@ from layouts import tiny_llama
 from transformers import CompileConfig
 
 from eagle_hf.draft_options import DraftOptions
-from eagle_hf.drafting.drafter import Drafter
+from eagle_hf.fast.compiled_head import choose_drafter
 
 
 def inputs(draft, batch=1, length=12):
@@ -60,15 +60,17 @@ def test_drafting_keeps_to_the_window(counts):
     target = tiny_llama().float()
     draft = random_draft(target, sliding_window=4)
     features, tokens = inputs(draft, batch=len(counts))
-    drafter = Drafter(draft, DraftOptions(draft_depth=2), target.get_input_embeddings(), target.get_output_embeddings())
+    drafter = choose_drafter(
+        draft, DraftOptions(draft_depth=2), target.get_input_embeddings(), target.get_output_embeddings()
+    )
     positions = torch.arange(9)[None].expand(len(counts), -1)
-    drafter.read_prompt(features[:, :9], tokens[:, :9], positions, None)
+    drafter.read_prompt([features[:, :9]], tokens[:, :9], positions, None)
     drafter.read_accepted(features[:, 9:], tokens[:, 9:], counts)
     drafter.grow(tokens[:, -1], max_depth=1)
     for row, count in enumerate(counts):
         one = slice(row, row + 1)
         expected = outputs(draft, target, features[one, : 9 + count], tokens[one, : 9 + count]).last_hidden_state
-        torch.testing.assert_close(drafter._last_hidden[one], expected[:, -1:], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(drafter._rows.last_hidden[one], expected[:, -1:], rtol=1e-4, atol=1e-4)
     assert drafter.grow(tokens[:, -1], max_depth=2).num_nodes > 1
 
 
@@ -102,11 +104,11 @@ def test_guesses_see_what_they_would_see_in_a_plain_forward(tree, window, counts
     target = tiny_llama().float()
     draft = random_draft(target, sliding_window=window, num_hidden_layers=2)
     features, tokens = inputs(draft, batch=len(counts))
-    drafter = Drafter(
+    drafter = choose_drafter(
         draft, DraftOptions(**TREES[tree]), target.get_input_embeddings(), target.get_output_embeddings(),
         CompileConfig() if compiled else None, 64,
     )  # fmt: skip
-    drafter.read_prompt(features[:, :9], tokens[:, :9], torch.arange(9)[None].expand(len(counts), -1), None)
+    drafter.read_prompt([features[:, :9]], tokens[:, :9], torch.arange(9)[None].expand(len(counts), -1), None)
     drafter.read_accepted(features[:, 9:], tokens[:, 9:], counts)
     roots = torch.stack([tokens[row, 8 + count] for row, count in enumerate(counts)])
     grown = drafter.grow(roots, max_depth=5)
@@ -127,8 +129,10 @@ def test_placeholders_of_parallel_chains_see_what_they_would_see_in_a_plain_forw
     target = tiny_llama().float()
     draft = random_draft(target, sliding_window=4, parallel_drafting=True, mask_token_id=5)
     features, tokens = inputs(draft)
-    drafter = Drafter(draft, DraftOptions(draft_tree="chain", draft_depth=5), target.get_input_embeddings(), None)
-    drafter.read_prompt(features, tokens, torch.arange(12)[None], None)
+    drafter = choose_drafter(
+        draft, DraftOptions(draft_tree="chain", draft_depth=5), target.get_input_embeddings(), None
+    )
+    drafter.read_prompt([features], tokens, torch.arange(12)[None], None)
     grown = drafter.grow(tokens[:, -1], max_depth=5)
     placeholders = draft.project_features(draft.mask_hidden).expand(1, 4, -1)
     hidden = torch.cat([draft.project_features(features), placeholders], dim=1)
@@ -169,8 +173,8 @@ def test_guesses_lose_what_they_stand_behind(tree, window):
     draft = random_draft(target, sliding_window=window, num_hidden_layers=2)
     features, tokens = inputs(draft)
     options = DraftOptions(draft_tree=tree, draft_depth=6, draft_width=3, num_assistant_tokens=16)
-    drafter = Drafter(draft, options, target.get_input_embeddings(), target.get_output_embeddings())
-    drafter.read_prompt(features, tokens, torch.arange(12)[None], None)
+    drafter = choose_drafter(draft, options, target.get_input_embeddings(), target.get_output_embeddings())
+    drafter.read_prompt([features], tokens, torch.arange(12)[None], None)
     grown = drafter.grow(tokens[:, -1], max_depth=6)
     parents, drafted = grown.parents[0].tolist(), grown.tokens[0].tolist()
     assert grown.num_nodes > (12 if tree == "dynamic" else 6)

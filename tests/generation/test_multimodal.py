@@ -10,7 +10,7 @@ from multimodal_targets import FAMILIES, IMAGE, VISION_START, image_prompts, mul
 from promises import VOCAB_SIZE, with_and_without_draft
 from target_dtype import closeness
 
-from eagle_hf.drafting.drafter import Drafter
+from eagle_hf.drafting.true_rows import TrueRows
 from eagle_hf.target.probe import can_verify_trees
 from eagle_hf.versions import CACHE, cache_of
 
@@ -73,13 +73,13 @@ def test_heads_draft_behind_an_image(name, head):
 def test_the_draft_learns_the_whole_prompt_the_image_included(monkeypatch, name):
     target, inputs = target_of(name), image_prompts(name, LENGTHS)
     learnt = {}
-    real = Drafter.read_prompt
+    real = TrueRows.read_prompt
 
     def read_prompt(self, features, tokens, positions, mask):
         learnt.update(features=features, tokens=tokens, positions=positions, mask=mask)
         real(self, features, tokens, positions, mask)
 
-    monkeypatch.setattr(Drafter, "read_prompt", read_prompt)
+    monkeypatch.setattr(TrueRows, "read_prompt", read_prompt)
     draft = random_draft(target, feature_layer_ids=[0, 1, 3])  # the last one before the norm, where no one returns it
     output = target.generate(**inputs, assistant_model=draft, max_new_tokens=4, do_sample=False, eos_token_id=None)
     ids, real_columns = inputs["input_ids"], inputs["attention_mask"].bool()

@@ -10,7 +10,7 @@ from doubles import random_draft
 from transformers import CompileConfig
 
 from eagle_hf import DraftOptions
-from eagle_hf.drafting.drafter import Drafter
+from eagle_hf.fast.compiled_head import choose_drafter
 from eagle_hf.inspection.acceptance import accepted_counts, write_answer
 from eagle_hf.training import feature_regression_loss, training_time_test_loss
 
@@ -49,12 +49,12 @@ def random_features(draft, length=12):
 
 def drafted(draft, target, compiled, **options):
     """Tokens and scores of a tree."""
-    drafter = Drafter(
+    drafter = choose_drafter(
         draft, DraftOptions(**options), target.get_input_embeddings(), target.get_output_embeddings(),
         CompileConfig(backend="eager", mode="default") if compiled else None, 64,
     )  # fmt: skip
     features, tokens = random_features(draft)
-    drafter.read_prompt(features, tokens, torch.arange(12)[None], None)
+    drafter.read_prompt([features], tokens, torch.arange(12)[None], None)
     tree = drafter.grow(tokens[:, -1], 4)
     assert tree.num_nodes > 2
     return tree.tokens.tolist(), tree.scores

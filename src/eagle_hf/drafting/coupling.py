@@ -21,8 +21,6 @@ than that token's probability, however good the head. Nothing here can change th
 does.
 """
 
-from collections.abc import Callable
-
 import torch
 
 
@@ -32,39 +30,13 @@ Noise = tuple[torch.Tensor, torch.Tensor]
 
 
 def at_levels(noise: Noise | None, level: int, num_levels: int = 1) -> Noise | None:
-    """The noise of `num_levels` levels from `level` on; the children of the root are level 1."""
+    """Returns the noise of `num_levels` levels from `level` on; the children of the root are level 1."""
     return None if noise is None else (noise[0][:, level - 1 : level - 1 + num_levels], noise[1])
-
-
-class NoiseAhead:
-    """
-    The noise of one tree's levels, drawn a few levels at a time: most trees of automatic size end early.
-
-    Args:
-        draw (`Callable`): The noise of so many levels from the first on, in the draft's vocabulary, if there is any.
-        num_levels (`int`): Levels that the tree may have.
-    """
-
-    FIRST_LEVELS = 2
-
-    def __init__(self, draw: Callable[[int], Noise | None], num_levels: int):
-        self._draw = draw
-        self._most = num_levels
-        self._num_drawn = 0
-        self._noise: Noise | None = None
-
-    def at_levels(self, level: int, num_levels: int = 1) -> Noise | None:
-        """As [`at_levels`]."""
-        last = min(level - 1 + num_levels, self._most)
-        if last > self._num_drawn:
-            self._num_drawn = min(max(last, self.FIRST_LEVELS, 2 * self._num_drawn), self._most)
-            self._noise = self._draw(self._num_drawn)
-        return at_levels(self._noise, level, num_levels)
 
 
 def for_vocabulary(noise: Noise, target_ids: torch.Tensor | None, vocab_size: int) -> Noise | None:
     """
-    The noise of a draft's vocabulary.
+    Returns the noise of a draft's vocabulary.
 
     Args:
         noise (`Noise`): That of the target's.
@@ -83,7 +55,7 @@ def for_vocabulary(noise: Noise, target_ids: torch.Tensor | None, vocab_size: in
 
 def log_probs(logits: torch.Tensor, noise: Noise | None) -> torch.Tensor:
     """
-    Log-probabilities of the next tokens, float32: as the head sees them, or given the noise.
+    Returns log-probabilities of the next tokens, float32: as the head sees them, or given the noise.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_rows, vocab_size)`): Logits of the head.

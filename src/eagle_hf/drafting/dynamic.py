@@ -15,77 +15,85 @@ The tree keeps the candidates with the highest scores. A child is never likelier
 number; so taking the likeliest first, and the lower number among equals, never takes a child without its parent.
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 
-from ..tree import DraftTree
+from ..tree import DraftTree, largest, take
 from .auto_size import FixedSizing, TreeSizing
+from .levels import Levels
 
 
-if TYPE_CHECKING:
-    from ..fast.compiled_head import TracedLevels
-    from .drafter import Drafter
-
-
-def grow_dynamic_tree(
-    drafter: "Drafter | TracedLevels",
-    roots: torch.Tensor,
-    hidden: torch.Tensor,
-    width: int,
-    depth: int,
-    num_nodes: int,
-    sizing: FixedSizing | TreeSizing,
-) -> DraftTree:
+@dataclass(frozen=True)
+class DynamicShape:
     """
+    Bounds of a dynamic tree.
+
     Args:
-        drafter ([`Drafter`]): Runs the head.
-        roots (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
-        hidden (`torch.Tensor` of shape `(batch_size, 1, hidden_size)`): The head's output at the newest true feature.
         width (`int`): Children per expanded node, and nodes expanded per level.
         depth (`int`): Levels below the root.
         num_nodes (`int`): Nodes to keep, the root included.
+        stops_early (`bool`, defaults to `False`):
+            Whether to grow no further once deeper levels cannot enter the tree. The tree is the same; finding out reads
+            a value from the device per level.
+    """
+
+    width: int
+    depth: int
+    num_nodes: int
+    stops_early: bool = False
+
+
+def grow_dynamic_tree(
+    levels: Levels, roots: torch.Tensor, hidden: torch.Tensor, shape: DynamicShape, sizing: FixedSizing | TreeSizing
+) -> DraftTree:
+    """
+    Grows dynamic trees.
+
+    Args:
+        levels ([`Levels`]): Runs the head.
+        roots (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
+        hidden (`torch.Tensor` of shape `(batch_size, 1, hidden_size)`): The head's output at the newest true feature.
+        shape ([`DynamicShape`]): How large they may be.
         sizing ([`FixedSizing`] or [`TreeSizing`]):
             Says which levels to grow, and which nodes to leave out where all rows can do without them.
 
     Returns:
-        [`DraftTree`] with `num_nodes` nodes, or fewer where there are not as many candidates.
-    """  # noqa: D205
+        [`DraftTree`] with `shape.num_nodes` nodes, or fewer where there are not as many candidates.
+    """
     batch_size, device = len(roots), roots.device
-    scores, draft_ids = (x.flatten(1) for x in drafter.top_children(hidden, width, 1))  # (batch_size, width)
+    scores, tokens = (x.flatten(1) for x in levels.children(hidden, shape.width, 1))  # (batch_size, width)
     width = scores.shape[1]  # less than asked for if the draft vocabulary is tiny
     if not sizing.wants_level(scores, 1):
         return DraftTree.root_only(roots)
-    all_scores, all_draft_ids = [torch.zeros_like(scores[:, :1]), scores], [draft_ids]
+    all_scores, all_tokens = [torch.zeros_like(scores[:, :1]), scores], [roots[:, None], tokens]
     beams = torch.arange(1, width + 1, device=device).expand(batch_size, -1)  # candidate numbers of the level's beams
     all_beams = [beams]
     itself = torch.eye(width, dtype=torch.bool, device=device).expand(batch_size, -1, -1)
-    visible = drafter.visible_to_guesses(width)  # (batch_size, width, columns so far): what the beams see
+    among = itself  # (batch_size, width, beams so far): what the beams see of each other
     hidden = hidden.expand(-1, width, -1)
 
-    for level in range(2, depth + 1):
-        visible = torch.cat([visible, itself], dim=-1)
-        tokens = drafter.to_target_ids(draft_ids)
-        hidden, child_scores, child_ids = drafter.expand(
-            hidden, tokens, drafter.level_rotary(level - 1), visible[:, None], width, level
-        )  # children: (batch_size, width, width)
+    for level in range(1, shape.depth):
+        hidden, child_scores, child_tokens = levels.expand(hidden, tokens, among, width, level)
         child_scores = (child_scores + scores[..., None]).flatten(1)  # (batch_size, width ** 2)
-        child_ids = child_ids.flatten(1)
+        child_tokens = child_tokens.flatten(1)
         all_scores.append(child_scores)
-        all_draft_ids.append(child_ids)
-        if level == depth:
+        all_tokens.append(child_tokens)
+        if level + 1 == shape.depth:
             break
         scores, best = largest(child_scores, width)
-        if _is_complete(all_scores, scores, num_nodes) or not sizing.wants_level(scores, level + 1):
+        if shape.stops_early and _is_complete(all_scores, scores, shape.num_nodes):
             break
-        all_beams.append(best + (1 + width + (level - 2) * width**2))
-        hidden, visible = take(hidden, best // width), take(visible, best // width)
-        draft_ids = take(child_ids, best)
+        if not sizing.wants_level(scores, level + 2):
+            break
+        all_beams.append(best + (1 + width + (level - 1) * width**2))
+        hidden, tokens = take(hidden, best // width), take(child_tokens, best)
+        among = torch.cat([take(among, best // width), itself], dim=-1)
 
     # A broken head must not break the order: NaN counts as impossible. Every descendant of NaN is NaN as well.
     flat_scores = torch.cat(all_scores, dim=1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     # One child stays in any case: that there be a tree was wanted, and it shows whether the head is broken.
-    num_nodes = min(num_nodes, flat_scores.shape[1], max(sizing.num_worth(flat_scores), 2))
+    num_nodes = min(shape.num_nodes, flat_scores.shape[1], max(sizing.num_worth(flat_scores), 2))
     chosen = largest(flat_scores, num_nodes)[1].sort(dim=1).values  # (batch_size, num_nodes)
     expanded = torch.cat(all_beams[: len(all_scores) - 2], dim=1) if len(all_scores) > 2 else beams[:, :0]
     parent_of = torch.cat(
@@ -94,9 +102,8 @@ def grow_dynamic_tree(
     parents = torch.searchsorted(chosen, take(parent_of, chosen))
     depths = (chosen - (width + 1)).div(width**2, rounding_mode="floor") + 2
     parents[:, 0], depths[:, 0] = -1, 0
-    tokens = drafter.to_target_ids(take(torch.cat(all_draft_ids, dim=1), chosen[:, 1:] - 1))
     return DraftTree(
-        tokens=torch.cat([roots[:, None], tokens], dim=1),
+        tokens=take(torch.cat(all_tokens, dim=1), chosen),
         parents=parents,
         depths=depths,
         scores=take(flat_scores, chosen),
@@ -106,32 +113,10 @@ def grow_dynamic_tree(
 
 def _is_complete(all_scores: list[torch.Tensor], beam_scores: torch.Tensor, num_nodes: int) -> bool:
     """
-    Whether deeper levels cannot enter the tree any more: it is full, and no beam is likelier than its last node, so
-    that no descendant of a beam can be either. Stopping then leaves the tree as it would have been. Elsewhere than on a
-    CPU the answer would cost a synchronisation per level, so that all levels are grown there.
+    Returns whether deeper levels cannot enter the tree any more: it is full, and no beam is likelier than its last
+    node, so that no descendant of a beam can be either. Stopping then leaves the tree as it would have been.
     """
-    if (
-        beam_scores.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or sum(scores.shape[1] for scores in all_scores) < num_nodes
-    ):
+    if sum(scores.shape[1] for scores in all_scores) < num_nodes:
         return False
     last_scores = torch.cat(all_scores, dim=1).topk(num_nodes, dim=1).values[:, -1]  # (batch_size,)
     return bool((beam_scores[:, 0] <= last_scores).all())
-
-
-def largest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The `k` largest of each row, and where they stand; among equals the first come first, which `topk` leaves open.
-    """
-    values, index = values.sort(dim=1, descending=True, stable=True)
-    return values[:, :k], index[:, :k]
-
-
-def take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """
-    `values[b, index[b, i]]` for `values` of shape `(batch_size, num, ...)` and `index` of shape `(batch_size, k)`.
-    """
-    if len(values) == 1:
-        return values.index_select(1, index[0])
-    return values[torch.arange(len(values), device=values.device)[:, None], index]

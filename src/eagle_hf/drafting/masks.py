@@ -1,11 +1,21 @@
-"""What rows of the head see, beyond what is simply all rows before them."""
+"""Masks of the head: what its rows see of its cache."""
 
 import torch
 
 
+def causal(num_rows: int, past_len: int, device: torch.device) -> torch.Tensor:
+    """
+    Returns the causal mask of `num_rows` new rows behind `past_len` earlier ones.
+
+    Returns:
+        `torch.BoolTensor` of shape `(num_rows, past_len + num_rows)`
+    """
+    return torch.ones(num_rows, past_len + num_rows, dtype=torch.bool, device=device).tril(past_len)
+
+
 def prompt_chunk_mask(start: int, end: int, mask: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
     """
-    What rows `start` to `end` of a prompt see of the rows before `end`: all of them that are no padding.
+    Returns what rows `start` to `end` of a prompt see of the rows before `end`: all of them that are no padding.
 
     Args:
         start, end (`int`): The rows.
@@ -17,11 +27,11 @@ def prompt_chunk_mask(start: int, end: int, mask: torch.Tensor | None, device: t
     """
     if mask is None and start == 0:
         return None
-    causal = torch.ones(end - start, end, dtype=torch.bool, device=device).tril(start)
+    earlier = causal(end - start, start, device)
     if mask is None:
-        return causal[None, None]
-    itself = causal.triu(start)  # keeps padding rows from being NaN
-    return (causal & mask[:, None, :end] | itself)[:, None]
+        return earlier[None, None]
+    itself = earlier.triu(start)  # keeps padding rows from being NaN
+    return (earlier & mask[:, None, :end] | itself)[:, None]
 
 
 def within_window(
@@ -53,6 +63,6 @@ def within_window(
     if (past_len + num_rows if mask is None else mask.shape[-1]) <= window:
         return None
     if mask is None:
-        mask = torch.ones(num_rows, past_len + num_rows, dtype=torch.bool, device=device).tril(past_len)[None, None]
+        mask = causal(num_rows, past_len, device)[None, None]
     num_newer = mask.flip(-1).cumsum(-1).flip(-1)  # of what the row sees, from this column on
     return mask & (num_newer <= window)

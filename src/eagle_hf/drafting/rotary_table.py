@@ -12,9 +12,11 @@ from ..head.modeling_eagle import EagleDraftModel
 
 class RotaryTable:
     """
+    Tabulates the rotary embedding of a head by position.
+
     Args:
-        draft ([`EagleDraftModel`]): The head whose rotary embedding is tabulated.
-    """  # noqa: D205
+        draft ([`EagleDraftModel`]): The head.
+    """
 
     # Types whose frequencies depend on the longest position of a forward; these are computed every time.
     _LENGTH_DEPENDENT = ("dynamic", "longrope")
@@ -27,7 +29,7 @@ class RotaryTable:
 
     def rows(self, starts: Sequence[int], count: int) -> Rotary:
         """
-        Rotary embedding of positions `starts[b]` to `starts[b] + count - 1` for every row `b`.
+        Returns the rotary embedding of positions `starts[b]` to `starts[b] + count - 1` for every row `b`.
 
         Returns:
             Two tensors of shape `(batch_size or 1, 1, count, head_dim)`.
@@ -46,7 +48,7 @@ class RotaryTable:
 
     @torch.inference_mode(False)  # some rotary embeddings keep tensors, which must not become inference tensors
     def at(self, positions: torch.Tensor) -> Rotary:
-        """Rotary embedding of any positions, of shape `(batch_size, count)`."""
+        """Returns the rotary embedding of any positions, of shape `(batch_size, count)`."""
         with torch.no_grad():
             return self.draft.rotary(positions)
 

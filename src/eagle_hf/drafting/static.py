@@ -5,21 +5,17 @@ children are expanded, and what leads from one level to the next is worked out o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..tree import DraftTree
-
-
-if TYPE_CHECKING:
-    from .drafter import Drafter
+from .levels import Levels
 
 
 @dataclass(frozen=True)
 class StaticLevel:
     """
-    How nodes of one depth lead to those of the next.
+    Says how nodes of one depth lead to those of the next.
 
     Args:
         expanded (`torch.LongTensor` of shape `(num_expanded,)`): Which nodes of this depth have children.
@@ -45,11 +41,13 @@ class StaticLevel:
 @dataclass(frozen=True)
 class StaticPlan:
     """
+    Holds the shape of a static tree, worked out level by level.
+
     Args:
         levels (`list[StaticLevel]`): From the root (depth 0) to the deepest nodes with children.
         parents (`torch.LongTensor` of shape `(1, num_nodes)`): Parent of every node of the tree, -1 for the root.
         depths (`torch.LongTensor` of shape `(1, num_nodes)`): Depth of every node.
-    """  # noqa: D205
+    """
 
     levels: list[StaticLevel]
     parents: torch.Tensor
@@ -58,11 +56,13 @@ class StaticPlan:
     @classmethod
     def make(cls, paths: Sequence[tuple[int, ...]], max_depth: int, device: torch.device) -> "StaticPlan":
         """
+        Works out the levels of a tree.
+
         Args:
             paths (`Sequence[tuple[int, ...]]`): Nodes as child ranks, shallower first; every node's parent is listed.
             max_depth (`int`): Deeper nodes are left out.
             device (`torch.device`): Where the index tensors live.
-        """  # noqa: D205
+        """
 
         def index(values: list[int]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.long, device=device)
@@ -92,28 +92,31 @@ class StaticPlan:
         return cls(levels, index(parents)[None], index([len(path) for path in nodes])[None])
 
 
-def grow_static_tree(drafter: "Drafter", roots: torch.Tensor, hidden: torch.Tensor, plan: StaticPlan) -> DraftTree:
+def grow_static_tree(levels: Levels, roots: torch.Tensor, hidden: torch.Tensor, plan: StaticPlan) -> DraftTree:
     """
+    Grows static trees.
+
     Args:
-        drafter ([`Drafter`]): Runs the head.
+        levels ([`Levels`]): Runs the head.
         roots (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
         hidden (`torch.Tensor` of shape `(batch_size, 1, hidden_size)`): The head's output at the newest true feature.
         plan ([`StaticPlan`]): The shape of the tree.
-    """  # noqa: D205
+
+    Returns:
+        [`DraftTree`]
+    """
     batch_size = len(roots)
     tokens, scores = [roots[:, None]], [torch.zeros_like(roots[:, None], dtype=torch.float32)]
     for depth, level in enumerate(plan.levels):
         if depth == 0:  # the root's children come from the output at the newest true feature
-            child_scores, child_ids = drafter.top_children(hidden, level.num_ranks, 1)
+            child_scores, child_tokens = levels.children(hidden, level.num_ranks, 1)
         else:
-            past = drafter.visible_to_guesses(len(level.expanded))
-            mask = torch.cat([past, level.visible.expand(batch_size, -1, -1)], dim=-1)
+            among = level.visible.expand(batch_size, -1, -1)
             expanded = tokens[-1][:, level.expanded]  # (batch_size, num_expanded)
-            rotary = drafter.level_rotary(depth)
-            hidden, child_scores, child_ids = drafter.expand(
-                hidden[:, level.parent_rows], expanded, rotary, mask[:, None], level.num_ranks, depth + 1
+            hidden, child_scores, child_tokens = levels.expand(
+                hidden[:, level.parent_rows], expanded, among, level.num_ranks, depth
             )  # children: (batch_size, num_expanded, num_ranks)
-        tokens.append(drafter.to_target_ids(child_ids[:, level.rows, level.ranks]))
+        tokens.append(child_tokens[:, level.rows, level.ranks])
         scores.append(child_scores[:, level.rows, level.ranks] + scores[-1][:, level.parents])
     parents, depths = (index.expand(batch_size, -1) for index in (plan.parents, plan.depths))
     return DraftTree(torch.cat(tokens, 1), parents, depths, torch.cat(scores, 1), max_depth=len(plan.levels))

@@ -26,9 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..draft_options import DraftOptions
-from ..drafting.draft_network import DraftNetwork
 from ..drafting.drafter import Drafter
-from ..fast.compiled_head import CompiledDraftNetwork
+from ..drafting.levels import Levels
+from ..drafting.true_rows import TrueRows
+from ..fast.compiled_head import CompiledDrafter
 from ..generation.choosing import NodeChooser, TokenChooser
 from ..head.modeling_eagle import EagleDraftModel
 from ..target.target import Target
@@ -38,16 +39,13 @@ from .timing import synchronize, timed
 # Calls of the decoding loop. What a call spends in calls of another part counts for that one only.
 CALLS: tuple[tuple[str, type, str], ...] = (
     ("prompt", Target, "prefill"),
-    ("prompt", Drafter, "read_prompt"),
+    ("prompt", TrueRows, "read_prompt"),
     ("tree", Drafter, "grow"),
-    ("draft", Drafter, "_read_accepted"),
-    ("draft", DraftNetwork, "step"),
-    ("draft", DraftNetwork, "expand"),
-    ("draft", DraftNetwork, "top_children"),
-    ("draft", CompiledDraftNetwork, "step"),
-    ("draft", CompiledDraftNetwork, "expand"),
-    ("draft", CompiledDraftNetwork, "grow"),
-    ("draft", CompiledDraftNetwork, "read_and_grow"),
+    ("draft", TrueRows, "read"),
+    ("draft", Levels, "step"),
+    ("draft", Levels, "children"),
+    ("draft", CompiledDrafter, "_grow_one"),
+    ("draft", CompiledDrafter, "_grow_many"),
     ("verify", Target, "verify"),
     ("walk", NodeChooser, "advance"),
     ("walk", TokenChooser, "advance"),

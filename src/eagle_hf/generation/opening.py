@@ -11,6 +11,7 @@ from ..drafting.auto_size import TreeSizing, known_sizing
 from ..drafting.costs import StepCosts
 from ..drafting.drafter import Drafter
 from ..drafting.retrieval import Retrieval
+from ..fast.compiled_head import choose_drafter
 from ..head.modeling_eagle import EagleDraftModel
 from ..target.modules import lent_embedding, lent_lm_head
 from ..target.target import Target
@@ -63,7 +64,7 @@ def open_drafter(
     # Synced ranks draft on their own, without waiting for the others.
     embed_tokens = lent_embedding(target.model, head.device, head.dtype, gathered=synced_gpus)
     lm_head = lent_lm_head(target.model, head.device, gathered=synced_gpus)
-    return Drafter(head, options, embed_tokens, lm_head, *target.compiling(), sizing)
+    return choose_drafter(head, options, embed_tokens, lm_head, *target.compiling(), sizing)
 
 
 def situation_of(target: Target, batch_size: int) -> tuple:
