@@ -22,7 +22,7 @@ from conditions import clock, conditions
 from speed import demo_pair, encode
 from transformers.utils import logging
 
-from eagle_hf.drafting.auto_size import TreeSizing
+from eagle_hf.drafting.auto_size import AutoPlan, AutoSize
 
 
 PROMPTS = (
@@ -31,10 +31,9 @@ PROMPTS = (
 )
 
 
-def begin_plain_step(sizing: TreeSizing) -> bool:
-    """In place of `TreeSizing.begin_step`: the step is a plain one, and its time is noted."""
-    sizing._started, sizing._parts = clock(), (0, 0, 0, 0)
-    return False
+def plan_plain_step(policy: AutoSize, max_depth: int) -> AutoPlan:
+    """In place of `AutoSize.plan`: the step is a plain one, and its time is noted."""
+    return AutoPlan(drafts=False, looks_up=False, started=clock(), pair=policy.pair, is_measured=True)
 
 
 def measure(do_sample: bool, repeats: int, new_tokens: int) -> dict[str, Any]:
@@ -58,7 +57,7 @@ def measure(do_sample: bool, repeats: int, new_tokens: int) -> dict[str, Any]:
         "plain": (target, None), "plain again": (target, None), "hooked": (hooked, None), "no drafts": (target, draft)
     }  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in ways}
-    never = mock.patch.multiple(TreeSizing, begin_step=begin_plain_step, looks_up=False)
+    never = mock.patch.object(AutoSize, "plan", plan_plain_step)
     with never:
         for repeat in range(repeats + 1):
             for ids in texts:

@@ -80,7 +80,7 @@ class ScriptedDrafter:
             assert not self.is_strict or told == new  # rows that have finished get padding beyond
             self.emitted[row] += count
 
-    def grow(self, roots: torch.Tensor, max_depth: int, noise_ahead=None) -> DraftTree:
+    def grow(self, roots: torch.Tensor, max_depth: int, plan=None, noise_ahead=None) -> DraftTree:
         shape = self._shape(min(max_depth, self.max_depth))
         tokens = [self._tokens(row, int(root), shape) for row, root in enumerate(roots)]
         depths = [0]

@@ -46,7 +46,6 @@ from transformers.generation.streamers import BaseStreamer
 
 import eagle_hf
 from eagle_hf import DraftOptions, EagleDraftModel, attach, detach
-from eagle_hf.drafting.auto_size import FixedSizing
 from eagle_hf.versions import CACHE, cache_of
 
 
@@ -414,7 +413,6 @@ def _with_tree(call: Call, tree: Tree, truth: list[list[int]], **more: Any) -> t
         is_chain = chosen.draft_tree == "chain" or chosen.draft_width == 1  # as all are for targets that want them
         scripted = ScriptedChainDrafter if is_chain else ScriptedDrafter
         drafter = scripted(truth, tree.seed, tree.num_nodes, tree.max_depth, tree.hit_rate, is_strict=False)
-        drafter.sizing = FixedSizing(threshold=0.0)
         return drafter
 
     inputs = _inputs(call, head)

@@ -320,17 +320,3 @@ def test_a_deferred_prompt_is_learned_before_the_first_tree(golden_target, batch
         assert drafter.num_forwards == 3 + (num_unread > Drafter.MAX_UNREAD)  # prompt, what waited, one level
     assert torch.equal(trees[0].tokens, trees[1].tokens)
     assert torch.equal(trees[0].scores, trees[1].scores)
-
-
-def test_a_batch_comes_forward_as_far_as_its_last_row(golden_target, monkeypatch):
-    """Two tokens a step on average are worth little if the same row gets one every time."""
-    drafter = make_drafter(golden_draft("A_eagle3"), golden_target)
-    width, steps = drafter.head.draft.config.num_features * 64, []
-    drafter.read_prompt([torch.zeros(3, 4, width)], torch.ones(3, 4, dtype=torch.long), torch.arange(4)[None], None)
-    monkeypatch.setattr(drafter.sizing, "end_step", lambda *step: steps.append(step))
-    monkeypatch.setattr(drafter.sizing, "begin_step", lambda: False)
-    for counts in ([1, 2, 3], [4, 1, 1], [2, 1, 0], [0, 3, 0]):  # the third row finishes, and then the first
-        features, tokens = torch.zeros(3, max(counts), width), torch.ones(3, max(counts), dtype=torch.long)
-        drafter.read_accepted(features, tokens, counts)
-        assert drafter.grow(torch.arange(3), 9).num_nodes == 1
-    assert steps == [(2.0, 1), (2.0, 2), (1.5, 1), (3.0, 3)]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagle_hf import DraftTree
-from eagle_hf.drafting.auto_size import FixedSizing
+from eagle_hf.drafting.policy import Plan
 from eagle_hf.drafting.retrieval import Retrieval, SuffixAutomaton, add_path
 
 
@@ -142,14 +142,14 @@ def test_a_path_joins_the_tree_without_duplicates(drawn):
 def test_nothing_is_added_where_nothing_repeats_itself():
     tree = DraftTree.from_paths(3, [[5, 6], [7]])
     retrieval = Retrieval(8, [[1, 2, 8, 9, 1, 2]])
-    assert retrieval.extend(tree, [[3]], [0], 100, FixedSizing()) is tree
-    assert Retrieval(8, [[1, 2, 3, 9, 1, 2]]).extend(tree, [[3]], [0], 100, FixedSizing()) is not tree
+    assert retrieval.extend(tree, [[3]], [0], 100, Plan()) is tree
+    assert Retrieval(8, [[1, 2, 3, 9, 1, 2]]).extend(tree, [[3]], [0], 100, Plan()) is not tree
 
 
 def test_the_length_limit_holds():
     for max_depth in range(1, 10):
         retrieval = Retrieval(8, [[1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2]])
-        tree = retrieval.extend(DraftTree.from_paths(3, [[5]]), [[3]], [0], max_depth, FixedSizing())
+        tree = retrieval.extend(DraftTree.from_paths(3, [[5]]), [[3]], [0], max_depth, Plan())
         assert int(tree.depths.max()) <= tree.max_depth <= max_depth
         assert tree.num_nodes == 2 + min(6, max_depth - 1)  # a match of 3 is trusted for 6 tokens
 
@@ -157,15 +157,15 @@ def test_the_length_limit_holds():
 def test_rows_that_have_finished_do_not_count():
     tree = DraftTree.root_only(torch.tensor([3, 3]))
     prompts = [[1, 2, 3, 9, 1, 2], [1, 2, 4, 9, 5, 6]]
-    assert Retrieval(8, prompts).extend(tree, [[3], [3]], [0, 1], 100, FixedSizing()).num_nodes > 1
-    assert Retrieval(8, prompts).extend(tree, [[3], [3]], [1], 100, FixedSizing()) is tree
+    assert Retrieval(8, prompts).extend(tree, [[3], [3]], [0, 1], 100, Plan()).num_nodes > 1
+    assert Retrieval(8, prompts).extend(tree, [[3], [3]], [1], 100, Plan()) is tree
 
 
 @pytest.mark.parametrize("replaces_tree", [False, True])
 def test_a_chain_takes_the_place_of_the_tree_where_the_target_needs_chains(replaces_tree):
     tree = DraftTree.from_paths(3, [[5, 6]])
     retrieval = Retrieval(4, [[1, 2, 3, 9, 8, 7, 6, 1, 2]], replaces_tree)
-    grown = retrieval.extend(tree, [[3]], [0], 100, FixedSizing())
+    grown = retrieval.extend(tree, [[3]], [0], 100, Plan())
     if replaces_tree:
         assert grown.tokens.tolist() == [[3, 9, 8, 7, 6]]
         assert grown.parents.tolist() == [[-1, 0, 1, 2, 3]]

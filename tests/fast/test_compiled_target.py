@@ -10,7 +10,7 @@ from transformers import CompileConfig, StaticCache
 
 from eagle_hf import DraftTree
 from eagle_hf.cache.keeping import capacity
-from eagle_hf.drafting.auto_size import FixedSizing
+from eagle_hf.drafting.policy import FixedSize, Plan
 from eagle_hf.fast.compiled_target import CompiledForward, with_room
 from eagle_hf.target.target import Target
 from eagle_hf.versions import CACHE, cache_of
@@ -267,11 +267,12 @@ def test_improbable_nodes_are_left_out_of_compiled_trees_as_of_others(compile_co
 def test_features_of_plain_steps_are_read_however_many_they_are(compile_config, monkeypatch, sampling):
     """More of them than one graph reads: here after seven steps without a tree."""
 
-    def every_eighth(sizing):
-        sizing.steps = getattr(sizing, "steps", 0) + 1
-        return sizing.steps % 8 == 0
+    def every_eighth(policy, max_depth):
+        steps = getattr(policy, "steps", 0) + 1
+        object.__setattr__(policy, "steps", steps)
+        return Plan(drafts=steps % 8 == 0)
 
-    monkeypatch.setattr(FixedSizing, "begin_step", every_eighth)
+    monkeypatch.setattr(FixedSize, "plan", every_eighth)
     draft = use_options(random_draft(tiny_target("llama")), num_assistant_tokens=6, draft_depth=3, draft_width=2)
     draft.generation_config.output_draft_trees = True
     inputs = left_padded_prompts(PROMPT_LENGTHS[:1])

@@ -19,12 +19,12 @@ import torch
 from ..draft_options import DraftOptions
 from ..target.features import Learned, join_steps
 from ..tree import DraftTree
-from .auto_size import FixedSizing, TreeSizing
 from .coupling import Noise, for_vocabulary
 from .dynamic import DynamicShape, grow_dynamic_tree
 from .head_rows import HeadRows
 from .levels import CompleteHead
 from .parallel import grow_parallel_chain
+from .policy import Plan
 from .static import StaticPlan, grow_static_tree
 from .true_rows import TrueRows
 
@@ -43,7 +43,6 @@ class Drafter:
     Args:
         head ([`CompleteHead`]): The head, with what it borrows from the target.
         options ([`DraftOptions`]): The shape of the tree.
-        sizing ([`TreeSizing`], *optional*): For trees of `"auto"` size: what is known about their worth.
         stops_early (`bool`, defaults to `False`): As in [`DynamicShape`].
         rows ([`TrueRows`], *optional*): Keeps the true features.
     """
@@ -54,18 +53,14 @@ class Drafter:
         self,
         head: CompleteHead,
         options: DraftOptions,
-        sizing: TreeSizing | None = None,
         stops_early: bool = False,
         rows: TrueRows | None = None,
     ):
         self.head, self.options, self.stops_early = head, options, stops_early
-        self.sizing = FixedSizing(options.draft_threshold) if sizing is None else sizing
         self.is_stopped = False
         self._rows = TrueRows(head) if rows is None else rows
         self._prompt: Prompt | None = None  # that waits to be read
         self._unread: list[Learned] = []  # steps behind it
-        self._accepted: Sequence[int] | None = None  # new tokens of the last step, row by row
-        self._num_accepted: list[int] = []  # of all steps
         self._num_forwards = 0  # for trees
         self._static_plans: dict[int, StaticPlan] = {}  # by depth limit
 
@@ -134,7 +129,6 @@ class Drafter:
             self._read_waiting_prompt()
             self._read_accepted()
         self._unread.append((self._rows.features([features]), tokens.to(self.head.draft.device), counts))
-        self._accepted = counts
 
     @torch.inference_mode()
     def _read_accepted(self) -> None:
@@ -150,7 +144,11 @@ class Drafter:
         self.is_stopped = True
 
     def grow(
-        self, roots: torch.Tensor, max_depth: int, noise_ahead: Callable[[int], Noise | None] | None = None
+        self,
+        roots: torch.Tensor,
+        max_depth: int,
+        plan: Plan | None = None,
+        noise_ahead: Callable[[int], Noise | None] | None = None,
     ) -> DraftTree:
         """
         Grows the trees of the next step. The cache is left as it was.
@@ -158,25 +156,26 @@ class Drafter:
         Args:
             roots (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
             max_depth (`int`): Deepest level that can still be used; deeper ones would exceed the length limit.
+            plan ([`Plan`], *optional*): Says whether to draft, and what of a tree is worth verifying.
             noise_ahead (`Callable`, *optional*):
                 The noise that so many next tokens are going to be sampled with, if any.
 
         Returns:
             [`DraftTree`]
         """
-        self._end_step()
-        if max_depth < 1 or self.is_stopped or not self.sizing.begin_step():
+        plan = Plan(self.options.draft_threshold) if plan is None else plan
+        if max_depth < 1 or self.is_stopped or not plan.drafts:
             return DraftTree.root_only(roots)
         if self._read_waiting_prompt():
-            self.sizing.restart_clock()
+            plan.restart_clock()
         with torch.inference_mode():
             depth = min(max_depth, self.options.max_depth)
             noise = None if noise_ahead is None else self._of_the_head(noise_ahead(depth))
-            tree = self._grow(roots.to(self.head.draft.device), depth, noise)
+            tree = self._grow(roots.to(self.head.draft.device), depth, plan, noise)
             self._rows.cut(max(self._rows.lengths))
             return tree.to(roots.device)
 
-    def _grow(self, roots: torch.Tensor, depth: int, noise: Noise | None) -> DraftTree:
+    def _grow(self, roots: torch.Tensor, depth: int, plan: Plan, noise: Noise | None) -> DraftTree:
         self._read_accepted()
         levels, hidden, options = self._rows.levels(depth, noise), self._rows.last_hidden, self.options
         if self.head.draft.config.parallel_drafting:
@@ -185,8 +184,7 @@ class Drafter:
         elif options.draft_tree == "static":
             tree = grow_static_tree(levels, roots, hidden, self._static_plan(depth))
         else:
-            tree = grow_dynamic_tree(levels, roots, hidden, self._dynamic_shape(depth), self.sizing)
-            self.sizing.drafted(tree.scores, tree.max_depth)
+            tree = grow_dynamic_tree(levels, roots, hidden, self._dynamic_shape(depth), plan)
         self._num_forwards += levels.num_forwards
         return tree
 
@@ -214,15 +212,3 @@ class Drafter:
         if draft.lm_head is None:
             return noise
         return for_vocabulary(noise, self.head.target_ids, draft.config.draft_vocab_size or draft.config.vocab_size)
-
-    def _end_step(self) -> None:
-        """Reports the last step to the sizing: tokens a row, and how far it brought the row that is furthest behind."""
-        counts, self._accepted = self._accepted, None
-        if counts is None:
-            return
-        before = self._num_accepted or [0] * len(counts)
-        self._num_accepted = [n + count for n, count in zip(before, counts, strict=True)]
-        rows = [row for row, count in enumerate(counts) if count]  # none had finished before
-        if rows:
-            progress = min(self._num_accepted[row] for row in rows) - min(before[row] for row in rows)
-            self.sizing.end_step(sum(counts) / len(rows), progress)

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 
 from ..tree import DraftTree, largest, take
-from .auto_size import FixedSizing, TreeSizing
 from .levels import Levels
+from .policy import Plan
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DynamicShape:
 
 
 def grow_dynamic_tree(
-    levels: Levels, roots: torch.Tensor, hidden: torch.Tensor, shape: DynamicShape, sizing: FixedSizing | TreeSizing
+    levels: Levels, roots: torch.Tensor, hidden: torch.Tensor, shape: DynamicShape, plan: Plan
 ) -> DraftTree:
     """
     Grows dynamic trees.
@@ -55,7 +55,7 @@ def grow_dynamic_tree(
         roots (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
         hidden (`torch.Tensor` of shape `(batch_size, 1, hidden_size)`): The head's output at the newest true feature.
         shape ([`DynamicShape`]): How large they may be.
-        sizing ([`FixedSizing`] or [`TreeSizing`]):
+        plan ([`Plan`]):
             Says which levels to grow, and which nodes to leave out where all rows can do without them.
 
     Returns:
@@ -64,7 +64,7 @@ def grow_dynamic_tree(
     batch_size, device = len(roots), roots.device
     scores, tokens = (x.flatten(1) for x in levels.children(hidden, shape.width, 1))  # (batch_size, width)
     width = scores.shape[1]  # less than asked for if the draft vocabulary is tiny
-    if not sizing.wants_level(scores, 1):
+    if not plan.wants_level(scores, 1):
         return DraftTree.root_only(roots)
     all_scores, all_tokens = [torch.zeros_like(scores[:, :1]), scores], [roots[:, None], tokens]
     beams = torch.arange(1, width + 1, device=device).expand(batch_size, -1)  # candidate numbers of the level's beams
@@ -84,7 +84,7 @@ def grow_dynamic_tree(
         scores, best = largest(child_scores, width)
         if shape.stops_early and _is_complete(all_scores, scores, shape.num_nodes):
             break
-        if not sizing.wants_level(scores, level + 2):
+        if not plan.wants_level(scores, level + 2):
             break
         all_beams.append(best + (1 + width + (level - 1) * width**2))
         hidden, tokens = take(hidden, best // width), take(child_tokens, best)
@@ -93,7 +93,7 @@ def grow_dynamic_tree(
     # A broken head must not break the order: NaN counts as impossible. Every descendant of NaN is NaN as well.
     flat_scores = torch.cat(all_scores, dim=1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     # One child stays in any case: that there be a tree was wanted, and it shows whether the head is broken.
-    num_nodes = min(shape.num_nodes, flat_scores.shape[1], max(sizing.num_worth(flat_scores), 2))
+    num_nodes = min(shape.num_nodes, flat_scores.shape[1], max(plan.num_worth(flat_scores), 2))
     chosen = largest(flat_scores, num_nodes)[1].sort(dim=1).values  # (batch_size, num_nodes)
     expanded = torch.cat(all_beams[: len(all_scores) - 2], dim=1) if len(all_scores) > 2 else beams[:, :0]
     parent_of = torch.cat(

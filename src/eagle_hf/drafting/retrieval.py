@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 
 from ..tree import DraftTree
-from .auto_size import FixedSizing, TreeSizing
+from .policy import Plan
 
 
 class SuffixAutomaton:
@@ -138,7 +138,7 @@ class Retrieval:
         new_tokens: Sequence[Sequence[int]],
         open_rows: Sequence[int],
         max_depth: int,
-        sizing: FixedSizing | TreeSizing,
+        plan: Plan,
     ) -> DraftTree:
         """
         Adds a path to every tree.
@@ -148,13 +148,13 @@ class Retrieval:
             new_tokens (`Sequence[Sequence[int]]` of length `batch_size`): New tokens so far, the roots last.
             open_rows (`Sequence[int]`): Rows that have not finished.
             max_depth (`int`): Deepest level that can still be used.
-            sizing ([`FixedSizing`] or [`TreeSizing`]): Says how many tokens are worth verifying.
+            plan ([`Plan`]): Says whether to look up, and how many tokens are worth verifying.
 
         Returns:
             [`DraftTree`]: With one more path, equally many new nodes in every row: rows with shorter matches are
             padded with arbitrary tokens. The trees as they were where too little repeats itself.
         """
-        if not sizing.looks_up:
+        if not plan.looks_up:
             return tree
         for index, tokens in enumerate(new_tokens):
             self.rows[index].extend(tokens[self._num_read[index] :])
@@ -167,16 +167,14 @@ class Retrieval:
             tree = DraftTree.root_only(tree.tokens[:, 0])
         count = min(self.TOKENS_PER_MATCH * match, self.num_tokens, max_depth - tree.max_depth)
         rates = [math.exp(_log_prob(match)) if match >= self.MIN_MATCH else 0.0 for match in matches]
-        count = sizing.num_worth_looking_up(rates, count)
+        count = plan.num_worth_looking_up(rates, count)
         if count < 1:
             return tree
         path = [row.continuation(tree.max_depth + count) for row in self.rows]
         log_probs = [_log_prob(row.match_length) for row in self.rows]
         device = tree.tokens.device
         scores = torch.tensor(log_probs, dtype=torch.float32, device=device)
-        extended = add_path(tree, torch.tensor(path, device=device), count, scores)
-        sizing.verifies(extended)
-        return extended
+        return add_path(tree, torch.tensor(path, device=device), count, scores)
 
 
 def _log_prob(match_length: int) -> float:

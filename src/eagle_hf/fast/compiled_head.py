@@ -12,12 +12,12 @@ from transformers.cache_utils import StaticLayer
 
 from ..cache.keeping import round_up
 from ..draft_options import DraftOptions
-from ..drafting.auto_size import FixedSizing, TreeSizing
 from ..drafting.coupling import Noise
 from ..drafting.drafter import Drafter
 from ..drafting.dynamic import DynamicShape, grow_dynamic_tree
 from ..drafting.levels import CompleteHead, Levels
 from ..drafting.masks import causal
+from ..drafting.policy import Plan
 from ..drafting.static import StaticPlan, grow_static_tree
 from ..drafting.true_rows import TrueRows
 from ..head.attention import Rotary
@@ -76,7 +76,6 @@ class CompiledDrafter(Drafter):
     Args:
         head ([`CompleteHead`]): The head.
         options ([`DraftOptions`]): The shape of the tree.
-        sizing ([`TreeSizing`], *optional*): As in [`Drafter`].
         compile_config ([`~transformers.CompileConfig`]): How to compile.
         max_length (`int`): Tokens of the longest text.
     """
@@ -87,14 +86,13 @@ class CompiledDrafter(Drafter):
         self,
         head: CompleteHead,
         options: DraftOptions,
-        sizing: TreeSizing | None,
         compile_config: CompileConfig,
         max_length: int,
     ):
         self._max_new = 1 + options.max_depth  # features that a graph reads at most
         # Unused rows of what a graph reads reach beyond the text's end.
         rows = FixedRows(head, max_length, max(options.max_guesses, self._max_new))
-        super().__init__(head, options, sizing, rows=rows)
+        super().__init__(head, options, rows=rows)
         state = state_of(head.draft, *(p for p in (head.embed_tokens, head.lm_head) if isinstance(p, nn.Module)))
         self._grow_in_graph = partial(compiled(head.draft, _grow, compile_config), state)
         self._read_and_grow = partial(compiled(head.draft, _read_and_grow, compile_config), state)
@@ -116,17 +114,13 @@ class CompiledDrafter(Drafter):
             self._rows.cut(self._rows.lengths[0])
         return was_read
 
-    def _grow(self, roots: torch.Tensor, depth: int, noise: Noise | None) -> DraftTree:
+    def _grow(self, roots: torch.Tensor, depth: int, plan: Plan, noise: Noise | None) -> DraftTree:
         if not 1 < depth == self.options.max_depth:
-            return super()._grow(roots, depth, noise)
+            return super()._grow(roots, depth, plan, noise)
         is_static = self.options.draft_tree == "static"
         shape = self._static_plan(depth) if is_static else self._dynamic_shape(depth)
         tree = self._grow_one(shape, depth, noise) if len(roots) == 1 else self._grow_many(roots, shape, depth, noise)
-        if is_static:
-            return tree
-        tree = tree.likeliest(self.sizing.num_worth(tree.scores))
-        self.sizing.drafted(tree.scores, tree.max_depth)
-        return tree
+        return tree if is_static else tree.likeliest(plan.num_worth(tree.scores))
 
     def _grow_many(
         self, roots: torch.Tensor, shape: DynamicShape | StaticPlan, depth: int, noise: Noise | None
@@ -164,7 +158,6 @@ def choose_drafter(
     lm_head: Callable[[torch.Tensor], torch.Tensor] | None,
     compile_config: CompileConfig | None = None,
     max_length: int | None = None,
-    sizing: TreeSizing | None = None,
 ) -> Drafter:
     """
     Returns the drafter of a `generate` call, compiled where that is asked for and the head can.
@@ -175,16 +168,15 @@ def choose_drafter(
         embed_tokens, lm_head (`Callable`, *optional*): As in [`CompleteHead.make`].
         compile_config ([`~transformers.CompileConfig`], *optional*): How to compile. Needs `max_length`.
         max_length (`int`, *optional*): Tokens of the longest text, where it is known.
-        sizing ([`TreeSizing`], *optional*): For trees of `"auto"` size: what is known about their worth.
 
     Returns:
         [`Drafter`]
     """
     head = CompleteHead.make(draft, embed_tokens, lm_head)
     if compile_config is not None and max_length is not None and CompiledDrafter.supports(draft):
-        return CompiledDrafter(head, options, sizing, compile_config, max_length)
+        return CompiledDrafter(head, options, compile_config, max_length)
     # Elsewhere, reading a value would wait for the device.
-    return Drafter(head, options, sizing, stops_early=draft.device.type == "cpu")
+    return Drafter(head, options, stops_early=draft.device.type == "cpu")
 
 
 # Tokens, parents, depths, scores and `max_depth` of a tree: graphs return tensors and numbers.
@@ -207,7 +199,7 @@ def _grow(
         if isinstance(shape, StaticPlan):
             tree = grow_static_tree(levels, roots, hidden, shape)
         else:
-            tree = grow_dynamic_tree(levels, roots, hidden, shape, FixedSizing())
+            tree = grow_dynamic_tree(levels, roots, hidden, shape, Plan())
     return tree.tokens, tree.parents, tree.depths, tree.scores, tree.max_depth
 
 

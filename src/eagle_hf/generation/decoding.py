@@ -12,7 +12,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from ..cache.keeping import capacity
-from ..drafting.auto_size import remember
+from ..drafting.auto_size import AutoSize, remember
 from ..fast.compiled_target import columns_of_text, with_room
 from ..head.modeling_eagle import EagleDraftModel
 from ..target.features import FeatureReader
@@ -24,7 +24,7 @@ from ..versions import CACHE
 from .choosing import open_chooser
 from .converted_heads import align_draft
 from .kept_rows import RowsOfCache
-from .opening import open_drafter, open_lookup, open_options, open_sizing, situation_of
+from .opening import open_drafter, open_lookup, open_options, open_policy, situation_of
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
 from .records import LayerRecords
@@ -80,8 +80,8 @@ def eagle_decoding(
     reader = FeatureReader(model, draft.config)
     target = Target(model, generation_config, model_kwargs, reader, is_tree, options.max_nodes)
     situation = situation_of(target, text.batch_size)
-    sizing = open_sizing(draft, options, target, situation)
-    drafter = open_drafter(head, options, target, sizing, synced_gpus)
+    policy = open_policy(draft, options, target, situation)
+    drafter = open_drafter(head, options, target, synced_gpus)
     rows = RowsOfCache(target, draft, text)
     records = ScoreRecords(generation_config, text.batch_size)
     layer_records = LayerRecords(generation_config)
@@ -107,9 +107,10 @@ def eagle_decoding(
                 continue
             open_rows = text.open_rows()
             max_depth = target.clamp_depth(text.max_draft_depth())
-            tree = drafter.grow(text.newest(), max_depth, noise)
+            plan = policy.plan(max_depth)
+            tree = drafted = drafter.grow(text.newest(), max_depth, plan, noise)
             if lookup is not None:
-                tree = lookup.extend(tree, text.new_tokens, open_rows, max_depth, drafter.sizing)
+                tree = lookup.extend(tree, text.new_tokens, open_rows, max_depth, plan)
             verified = target.verify(tree)
             paths = chooser.advance(verified.logits, verified.tree)
             features = target.keep(verified, paths)
@@ -118,6 +119,7 @@ def eagle_decoding(
             if not text.done or target.outlives_generate:
                 counts = [len(path) if row in open_rows else 0 for row, path in enumerate(paths)]
                 drafter.read_accepted(features, text.last(features.shape[1], counts), counts)
+                policy.observe(plan, drafted, verified.tree.num_nodes, counts)
             history.add(verified.tree, paths, open_rows)
             layer_records.add(verified.layer_outputs, paths)
 
@@ -129,8 +131,8 @@ def eagle_decoding(
         elif not target.catch_up() and synced_gpus:  # another rank may have such rows, or lag behind
             target.idle(text.newest())
     chooser.finish()
-    if sizing is not None:
-        remember(draft, model, situation, sizing)
+    if isinstance(policy, AutoSize):
+        remember(draft, model, situation, policy)
     if target.outlives_generate:
         rows.keep(drafter)
     if streamer is not None:
@@ -148,7 +150,7 @@ def eagle_decoding(
         target_forwards=target.num_forwards,
         draft_forwards=drafter.num_forwards,
         draft_trees=history.trees,
-        tree_sizing=sizing,
+        tree_sizing=policy.report() if isinstance(policy, AutoSize) else None,
     )
 
 

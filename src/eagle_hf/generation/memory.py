@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from ..drafting.auto_size import forget_sizings
+from ..drafting.auto_size import forget_sizes
 from ..target.direct_layers import forget_order
 from ..target.probe import forget_verdicts
 from .converted_heads import forget_copies
@@ -30,6 +30,6 @@ def forget(model: nn.Module) -> None:
     """
     for module in model.modules():
         known: Any = module
-        for forget_part in (forget_copies, forget_sizings, forget_verdicts, forget_order):
+        for forget_part in (forget_copies, forget_sizes, forget_verdicts, forget_order):
             forget_part(known)
         module.__dict__.pop("_compiled_functions", None)

@@ -7,9 +7,10 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..draft_options import DraftOptions
-from ..drafting.auto_size import TreeSizing, known_sizing
+from ..drafting.auto_size import AutoSize, PairCosts, known_size
 from ..drafting.costs import StepCosts
 from ..drafting.drafter import Drafter
+from ..drafting.policy import FixedSize
 from ..drafting.retrieval import Retrieval
 from ..fast.compiled_head import choose_drafter
 from ..head.modeling_eagle import EagleDraftModel
@@ -48,9 +49,7 @@ def open_options(
     return options.as_chain() if not is_tree or draft.config.parallel_drafting else options
 
 
-def open_drafter(
-    head: EagleDraftModel, options: DraftOptions, target: Target, sizing: TreeSizing | None, synced_gpus: bool
-) -> Drafter:
+def open_drafter(head: EagleDraftModel, options: DraftOptions, target: Target, synced_gpus: bool) -> Drafter:
     """
     Returns the drafter of a call.
 
@@ -58,13 +57,12 @@ def open_drafter(
         head ([`EagleDraftModel`]): The head as it drafts, from [`align_draft`].
         options ([`DraftOptions`]): The shape of the trees.
         target ([`Target`]): Lends its embedding and `lm_head`.
-        sizing ([`TreeSizing`], *optional*): For trees of `"auto"` size: what is known about their worth.
         synced_gpus (`bool`): Whether other ranks take part in every forward of the target.
     """
     # Synced ranks draft on their own, without waiting for the others.
     embed_tokens = lent_embedding(target.model, head.device, head.dtype, gathered=synced_gpus)
     lm_head = lent_lm_head(target.model, head.device, gathered=synced_gpus)
-    return choose_drafter(head, options, embed_tokens, lm_head, *target.compiling(), sizing)
+    return choose_drafter(head, options, embed_tokens, lm_head, *target.compiling())
 
 
 def situation_of(target: Target, batch_size: int) -> tuple:
@@ -73,9 +71,11 @@ def situation_of(target: Target, batch_size: int) -> tuple:
     return str(model.device), model.dtype, batch_size, do_sample, target.compiling()[0] is not None
 
 
-def open_sizing(draft: EagleDraftModel, options: DraftOptions, target: Target, situation: tuple) -> TreeSizing | None:
+def open_policy(
+    draft: EagleDraftModel, options: DraftOptions, target: Target, situation: tuple
+) -> FixedSize | AutoSize:
     """
-    Returns what sizes the trees of a call, with what earlier calls have learned; `None` for trees of a fixed size.
+    Returns what sizes the trees of a call, with what earlier calls have learned.
 
     Args:
         draft ([`EagleDraftModel`]): The head as the user has it, with which is kept what was learned about it.
@@ -84,11 +84,11 @@ def open_sizing(draft: EagleDraftModel, options: DraftOptions, target: Target, s
         situation (`tuple`): From [`situation_of`].
     """
     if options.draft_tree != "auto":
-        return None
+        return FixedSize(options.draft_threshold)
     *_, batch_size, _, is_compiled = situation
     warms_up = is_compiled or not target.is_on_cpu  # a GPU loads its kernels when they are first called
-    unknown = TreeSizing(StepCosts(batch_size), first_plain_steps=2 if warms_up else 1)
-    return known_sizing(draft, target.model, situation, unknown)
+    unknown = AutoSize(PairCosts(StepCosts(batch_size)), first_plain_steps=2 if warms_up else 1)
+    return known_size(draft, target.model, situation, unknown)
 
 
 def open_lookup(options: DraftOptions, rows: RowsOfCache, replaces_tree: bool) -> Retrieval | None:

@@ -1,12 +1,26 @@
 """What `generate(..., return_dict_in_generate=True)` returns with an EAGLE draft."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..drafting.auto_size import TreeSizing
 from ..tree import DraftTree
 from ..versions import CACHE, cache_of
+
+
+class DraftStep(NamedTuple):
+    """
+    Shows one verification.
+
+    Args:
+        tree ([`DraftTree`]): The verified trees, a row each.
+        accepted (`list[list[int]]`): Per row the nodes that were accepted, the root first.
+    """
+
+    tree: DraftTree
+    accepted: list[list[int]]
 
 
 @dataclass
@@ -22,17 +36,17 @@ class EagleGenerateOutput(GenerateDecoderOnlyOutput):
             first new token comes from the prompt and belongs to no verification.
         target_forwards (`int`, *optional*): Forwards of the target, the prompt's included.
         draft_forwards (`int`, *optional*): Forwards of the draft.
-        draft_trees (`list[tuple[DraftTree, list[list[int]]]]`, *optional*):
-            The trees of every step, and per row the nodes that were accepted, the root first. Returned where
-            `output_draft_trees` is `True`, in the call or in `draft.generation_config`.
+        draft_trees (`list[DraftStep]`, *optional*):
+            The trees of every step and their accepted nodes. Returned where `output_draft_trees` is `True`, in the call
+            or in `draft.generation_config`.
         tree_sizing ([`TreeSizing`], *optional*):
-            For `draft_tree = "auto"`: what is known about the worth of trees; its `report()` says it in a sentence.
+            For `draft_tree = "auto"`: how the trees were sized; its `report()` says it in a sentence.
     """
 
     acceptance_lengths: list[list[int]] | None = None
     target_forwards: int | None = None
     draft_forwards: int | None = None
-    draft_trees: list[tuple[DraftTree, list[list[int]]]] | None = None
+    draft_trees: list[DraftStep] | None = None
     tree_sizing: TreeSizing | None = None
     if CACHE != "cache":
         cache = property(cache_of)  # before 5.24, readers may use the new word, too
@@ -40,7 +54,7 @@ class EagleGenerateOutput(GenerateDecoderOnlyOutput):
 
 class History:
     """
-    What happened in the steps of a call.
+    Records what happened in the steps of a call.
 
     Args:
         batch_size (`int`): Rows of the batch.
@@ -49,12 +63,12 @@ class History:
 
     def __init__(self, batch_size: int, keeps_trees: bool):
         self.acceptance_lengths: list[list[int]] = [[] for _ in range(batch_size)]
-        self.trees: list[tuple[DraftTree, list[list[int]]]] | None = [] if keeps_trees else None
+        self.trees: list[DraftStep] | None = [] if keeps_trees else None
 
     def add(self, tree: DraftTree, paths: list[list[int]], open_rows: list[int]) -> None:
-        """Record a step: its trees, the accepted nodes, and the rows that had not finished before it."""
+        """Records a step: its trees, the accepted nodes, and the rows that had not finished before it."""
         for row in open_rows:
             self.acceptance_lengths[row].append(len(paths[row]))
         if self.trees is not None:  # as ordinary tensors: trees are grown in inference mode
             tensors = (tree.tokens.clone(), tree.parents.clone(), tree.depths.clone(), tree.scores.clone())
-            self.trees.append((DraftTree(*tensors, tree.max_depth), paths))
+            self.trees.append(DraftStep(DraftTree(*tensors, tree.max_depth), paths))
