@@ -1,5 +1,5 @@
 """
-How to draft: the options that shape the tree, read and checked in one place. A head brings its own along
+Reads and checks, in one place, the options that say how to draft. A head brings its own along
 (`draft.generation_config`), and every call of `generate` may say otherwise.
 """
 

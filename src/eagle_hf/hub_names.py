@@ -1,6 +1,6 @@
 """
 Names of models: a repository on the Hub, which is worth writing into a file that others read, or a place on this
-machine, which is of no use to them and nobody else's business.
+machine, which is of no use to them and stays private.
 """
 
 import os

@@ -61,7 +61,7 @@ class DraftTree:
         cls, root_token: int, paths: Sequence[Sequence[int]], device: torch.device | str = "cpu"
     ) -> "DraftTree":
         """
-        A tree, batch size 1, from the token paths below the root; common prefixes are shared. Scores are 0.
+        Returns a tree, batch size 1, from the token paths below the root; common prefixes are shared. Scores are 0.
 
         Example:
 
@@ -80,7 +80,7 @@ class DraftTree:
         return cls(tokens, parents, depths, torch.zeros_like(tokens).float(), max_depth=max(map(len, paths), default=0))
 
     def to(self, device: torch.device) -> "DraftTree":
-        """The same trees on a device; themselves where they are there already."""
+        """Returns the same trees on a device; themselves where they are there already."""
         if self.tokens.device == device:
             return self
         tokens, parents, depths, scores = (
@@ -94,7 +94,7 @@ class DraftTree:
         return self.tokens.shape[1]
 
     def first(self, num_nodes: int) -> "DraftTree":
-        """The first nodes only, at most `num_nodes`. Parents come before children, so that this is a tree."""
+        """Returns the first nodes only, at most `num_nodes`. Parents come before children, so that this is a tree."""
         if num_nodes >= self.num_nodes:
             return self
         return DraftTree(
@@ -107,8 +107,8 @@ class DraftTree:
 
     def likeliest(self, num_nodes: int) -> "DraftTree":
         """
-        The likeliest nodes of every row only, at most `num_nodes`, the root included. A child is never likelier than
-        its parent and stands behind it, so that this is a tree.
+        Returns the likeliest nodes of every row only, at most `num_nodes`, the root included. A child is never likelier
+        than its parent and stands behind it, so that this is a tree.
         """
         if num_nodes >= self.num_nodes:
             return self
@@ -120,7 +120,9 @@ class DraftTree:
         return DraftTree(tokens, parents, depths, scores, min(self.max_depth, num_nodes - 1))
 
     def padded(self, num_nodes: int) -> "DraftTree":
-        """With further children of the root at the end, so that there are `num_nodes` nodes. They mean nothing."""
+        """
+        Returns with further children of the root at the end, so that there are `num_nodes` nodes. They mean nothing.
+        """
         more = num_nodes - self.num_nodes
         if more < 1:
             return self
@@ -135,7 +137,7 @@ class DraftTree:
 
     def ancestor_mask(self) -> torch.Tensor:
         """
-        Which nodes every node attends to: its ancestors and itself. Nothing is read back from the device.
+        Returns which nodes every node attends to: its ancestors and itself. Nothing is read back from the device.
 
         Returns:
             `torch.BoolTensor` of shape `(batch_size, num_nodes, num_nodes)`; `[b, i, j]` is `True` if and only if node

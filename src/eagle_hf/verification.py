@@ -25,7 +25,7 @@ import torch
 
 def choose_greedy(scores: torch.Tensor) -> torch.Tensor:
     """
-    The target's next token at every node in greedy decoding.
+    Returns the target's next token at every node in greedy decoding.
 
     Args:
         scores (`torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`): Processed logits of the target.
@@ -38,9 +38,9 @@ def choose_greedy(scores: torch.Tensor) -> torch.Tensor:
 
 def choose_sampled(scores: torch.Tensor, exponentials: torch.Tensor) -> torch.Tensor:
     """
-    The target's next token at every node in sampling, for given random numbers. `torch.multinomial(p, 1)` draws one
-    exponential `q` per token and returns `argmax(p / q)`; with the exponentials that plain decoding would have drawn
-    for the same position, the choice is the same.
+    Returns the target's next token at every node in sampling, for given random numbers. `torch.multinomial(p, 1)` draws
+    one exponential `q` per token and returns `argmax(p / q)`; with the exponentials that plain decoding would have
+    drawn for the same position, the choice is the same.
 
     Args:
         scores (`torch.Tensor` of shape `(batch_size, num_nodes, vocab_size)`): Processed logits, float32.
@@ -60,7 +60,7 @@ def choose_sampled(scores: torch.Tensor, exponentials: torch.Tensor) -> torch.Te
 
 def accepted_path(tokens: Sequence[int], parents: Sequence[int], chosen: Sequence[int]) -> list[int]:
     """
-    Walk one tree from the root along the target's choices.
+    Walks one tree from the root along the target's choices.
 
     Args:
         tokens (`Sequence[int]` of length `num_nodes`): Token of every node.

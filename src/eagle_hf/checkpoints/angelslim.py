@@ -13,13 +13,13 @@ from .names import canonical_names, is_eagle3
 
 
 def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
-    """Whether AngelSlim wrote an EAGLE-3 head."""
+    """Checks whether AngelSlim wrote an EAGLE-3 head."""
     return config.get("architectures") == ["Eagle3LlamaForCausalLM"] and is_eagle3(canonical_names(weights))
 
 
 def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
     """
-    Read heads of AngelSlim.
+    Reads heads of AngelSlim.
 
     Args:
         config (`dict`): Content of `config.json`.

@@ -20,14 +20,14 @@ from .vocabulary import draft_vocabulary
 
 
 def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
-    """Whether the tensors are those of an EAGLE-3 head with latent attention."""
+    """Checks whether the tensors are those of an EAGLE-3 head with latent attention."""
     weights = canonical_names(weights)
     return "layers.0.self_attn.kv_b_proj.weight" in weights and is_eagle3(weights)
 
 
 def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
     """
-    Read heads with latent attention. The ranks and widths are those of the tensors.
+    Reads heads with latent attention. The ranks and widths are those of the tensors.
 
     Args:
         config (`dict`): Content of `config.json`.
@@ -40,9 +40,9 @@ def write(
     config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget, for_sglang: bool = False
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
-    A head with latent attention as vLLM and SGLang read it: the former takes the list at the top level; the latter that
-    of `eagle_config`, adding 1 if it starts with 1. SGLang takes the target's embedding, vLLM the head's own if there
-    is one.
+    Returns a head with latent attention as vLLM and SGLang read it: the former takes the list at the top level; the
+    latter that of `eagle_config`, adding 1 if it starts with 1. SGLang takes the target's embedding, vLLM the head's
+    own if there is one.
 
     Args:
         config ([`EagleConfig`]): Configuration of the head.

@@ -15,14 +15,14 @@ from .names import canonical_names, is_eagle3
 
 
 def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
-    """Whether the list of layers or the architecture has DeepSpec's name, and the head is an EAGLE-3 head."""
+    """Checks whether the list of layers or the architecture has DeepSpec's name, and the head is an EAGLE-3 head."""
     is_theirs = config.get("architectures") in (["Qwen3Eagle3Model"], ["Gemma4Eagle3Model"])
     return (is_theirs or "target_layer_ids" in config) and is_eagle3(canonical_names(weights))
 
 
 def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
     """
-    Read heads of DeepSpec for Qwen3.
+    Reads heads of DeepSpec for Qwen3.
 
     Args:
         config (`dict`): Content of `config.json`.

@@ -29,7 +29,9 @@ class ExportTarget:
     source: str | None = None
 
     def embedding(self) -> torch.Tensor | None:
-        """The target's token embedding, of shape `(vocab_size, hidden_size)`, if its weights are on this machine."""
+        """
+        Returns the target's token embedding, of shape `(vocab_size, hidden_size)`, if its weights are on this machine.
+        """
         if self.source is None:
             return None
         for path in _weight_files(self.source):

@@ -33,7 +33,7 @@ def export_checkpoint(
     draft: PreTrainedModel, directory: str | os.PathLike, layout: str, target: str | None = None
 ) -> Path:
     """
-    Write a head in the layout of an engine, in the dtype it has. `save_pretrained` writes our own layout.
+    Writes a head in the layout of an engine, in the dtype it has. `save_pretrained` writes our own layout.
 
     Args:
         draft ([`EagleDraftModel`]): The head.

@@ -1,5 +1,5 @@
 """
-Which hidden states a head reads: two conventions are in use, and nothing in a file names the one it follows.
+Finds out which hidden states a head reads: two conventions are in use, and nothing in a file names the one it follows.
 
 ```text
 boundaries   0    1    2    3           entries of `hidden_states`; ours, vLLM's and speculators'
@@ -31,7 +31,7 @@ class FeatureLayers(NamedTuple):
 
 def read_feature_layers(config: dict[str, Any]) -> FeatureLayers:
     """
-    Read the list in any layout. At the top level it means boundaries. In `eagle_config` it means outputs of layers if
+    Reads the list in any layout. At the top level it means boundaries. In `eagle_config` it means outputs of layers if
     it starts with 1, as the first of the usual layers does there, and boundaries otherwise. That the last boundary of
     the target is in it means boundaries as well, which only shows once the target is known.
     """
@@ -48,7 +48,7 @@ def read_feature_layers(config: dict[str, Any]) -> FeatureLayers:
 
 
 def from_layer_outputs(outputs: list[int]) -> FeatureLayers:
-    """The output of layer `i` is entry `i + 1` of `hidden_states`."""
+    """Turns outputs of layers into entries of `hidden_states`: that of layer `i` is entry `i + 1`."""
     ids = [i + 1 for i in outputs]
     return FeatureLayers(ids, outputs, f"hidden states {ids}: outputs of layers {outputs} are listed")
 
@@ -70,7 +70,7 @@ def refuse_after_norm(ids: list[int] | None, engine: str) -> None:
 
 def to_layer_outputs(ids: list[int]) -> list[int]:
     """
-    The way back, for engines that count outputs of layers.
+    Turns entries of `hidden_states` back, for engines that count outputs of layers.
 
     Raises:
         `ValueError`: if an id stands for the embedding or the state after the final norm, which no layer puts out.

@@ -24,7 +24,7 @@ MAX_JSON_BYTES = 64 * 2**20  # a configuration has a few kilobytes, an index of 
 
 def find_file(repo: str | os.PathLike, name: str, **hub_kwargs: Any) -> Path | None:
     """
-    Path of a file of a repository or folder, downloaded if needed; `None` if there is none of this name.
+    Returns the path of a file of a repository or folder, downloaded if needed; `None` if there is none of this name.
 
     Raises:
         [`~eagle_hf.checkpoints.sources.NotReached`]: if it is not in the cache and the Hub is away.
@@ -50,7 +50,7 @@ def _check_link(path: Path, folder: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """
-    Read a JSON object.
+    Reads a JSON object.
 
     Raises:
         `OSError`: if the file is no JSON object, or far too large for one; names the file.
@@ -67,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_text(path: Path) -> str:
     """
-    Read a text, whatever is in it.
+    Reads a text, whatever is in it.
 
     Raises:
         `OSError`: if the file is far too large for one; names the file.
@@ -84,7 +84,7 @@ def _check_size(path: Path) -> None:
 
 def read_weights(repo: str | os.PathLike, **hub_kwargs: Any) -> tuple[dict[str, torch.Tensor], Path]:
     """
-    Read all weights: safetensors where there are any, else PyTorch files, these with `weights_only=True` and nothing
+    Reads all weights: safetensors where there are any, else PyTorch files, these with `weights_only=True` and nothing
     else. Files are mapped, not copied: memory is used once, as the tensors are first read.
 
     Returns:

@@ -18,7 +18,7 @@ def flat_config(
     model_type: str = "llama",
 ) -> dict[str, Any]:
     """
-    Everything that Llama-like configurations say about a head.
+    Returns everything that Llama-like configurations say about a head.
 
     Args:
         config ([`EagleConfig`]): Configuration of the head.
@@ -60,6 +60,6 @@ def flat_config(
 
 
 def dtype_of(weights: dict[str, torch.Tensor]) -> str:
-    """Name of the dtype of the weights, as configurations spell it."""
+    """Returns the name of the dtype of the weights, as configurations spell it."""
     dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
     return str(max(dtypes, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")

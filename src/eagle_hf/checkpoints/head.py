@@ -1,4 +1,4 @@
-"""What every layout is turned into, and the part of the turning that is the same for all EAGLE-3 heads."""
+"""Defines what every layout is turned into, and does the part that is the same for all EAGLE-3 heads."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +36,7 @@ _SHARED = (
 
 def shared_fields(config: dict[str, Any]) -> dict[str, Any]:
     """
-    Fields of [`EagleConfig`] that a Llama-like configuration spells the same way.
+    Returns the fields of [`EagleConfig`] that a Llama-like configuration spells the same way.
 
     Raises:
         `ValueError`: if a size is missing that nothing else tells.
@@ -58,7 +58,7 @@ def read_eagle3(
     **fields: Any,
 ) -> Head:
     """
-    Rebuild an EAGLE-3 head from what its tensors are, and from its configuration where they do not tell.
+    Rebuilds an EAGLE-3 head from what its tensors are, and from its configuration where they do not tell.
 
     Args:
         config (`dict`): A Llama-like configuration.

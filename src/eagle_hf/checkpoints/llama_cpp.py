@@ -1,7 +1,7 @@
 """
-What llama.cpp converts to GGUF: `python convert_hf_to_gguf.py DIRECTORY --target-model-dir TARGET`. Write only: such a
-directory is a SafeTensors head in plain `layers.0.*`. What is refused and written follows from runs of the llama.cpp of
-`llama_cpp_python` 0.3.36; tests/checkpoints/test_llama_cpp.py holds their results.
+Writes what llama.cpp converts to GGUF: `python convert_hf_to_gguf.py DIRECTORY --target-model-dir TARGET`. Write only:
+such a directory is a SafeTensors head in plain `layers.0.*`. What is refused and written follows from runs of the
+llama.cpp of `llama_cpp_python` 0.3.36; tests/checkpoints/test_llama_cpp.py holds their results.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ def write(
     config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
-    A head as llama.cpp's converter reads it.
+    Returns a head as llama.cpp's converter reads it.
 
     Raises:
         `ValueError`: if llama.cpp has no code for this head.

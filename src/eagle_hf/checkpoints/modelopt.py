@@ -24,13 +24,13 @@ from .traits import refuse
 
 
 def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
-    """Whether the tensors are those of an EAGLE-3 head in the names of most serving engines."""
+    """Checks whether the tensors are those of an EAGLE-3 head in the names of most serving engines."""
     return is_eagle3(canonical_names(weights))
 
 
 def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
     """
-    Read heads of Model Optimizer, and those of NVIDIA's for gpt-oss.
+    Reads heads of Model Optimizer, and those of NVIDIA's for gpt-oss.
 
     Args:
         config (`dict`): Content of `config.json`.
@@ -48,7 +48,7 @@ def write(
     config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
-    A head as Model Optimizer exports it and TensorRT-LLM reads it.
+    Returns a head as Model Optimizer exports it and TensorRT-LLM reads it.
 
     Raises:
         `ValueError`: if the layout has no words for this head.

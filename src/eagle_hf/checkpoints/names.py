@@ -18,7 +18,7 @@ _RENAMED = (
 
 def canonical_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    The tensors of any dense or latent-attention head under the names of [`EagleDraftModel`].
+    Returns the tensors of any dense or latent-attention head under the names of [`EagleDraftModel`].
 
     Raises:
         `ValueError`: if two tensors mean the same.
@@ -40,14 +40,16 @@ def canonical_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def count_layers(weights: dict[str, torch.Tensor]) -> int:
-    """Decoder layers, counted in canonical names: what configurations say is the target's number in some heads."""
+    """
+    Returns decoder layers, counted in canonical names: what configurations say is the target's number in some heads.
+    """
     return len({match[1] for name in weights if (match := re.match(r"layers\.(\d+)\.", name))})
 
 
 def is_eagle3(weights: dict[str, torch.Tensor]) -> bool:
     """
-    Whether tensors under canonical names are those of an EAGLE-3 head: the first layer normalises or reads two vectors.
-    One of them may be missing; that is for a later check, which says so.
+    Checks whether tensors under canonical names are those of an EAGLE-3 head: the first layer normalises or reads two
+    vectors. One of them may be missing; that is for a later check, which says so.
     """
     if "layers.0.hidden_norm.weight" in weights:
         return True

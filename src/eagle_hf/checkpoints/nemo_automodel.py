@@ -13,7 +13,7 @@ from .names import canonical_names, is_eagle3
 
 
 def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
-    """Whether the tensors have the prefix, or the architecture is theirs, and the head is an EAGLE-3 head."""
+    """Checks whether the tensors have the prefix, or the architecture is theirs, and the head is an EAGLE-3 head."""
     has_prefix = "model.norm.weight" in weights
     is_theirs = config.get("architectures") == ["LlamaEagle3DraftModel"]
     return (has_prefix or is_theirs) and is_eagle3(canonical_names(weights))
@@ -21,7 +21,7 @@ def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
 
 def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
     """
-    Read heads of NeMo Automodel.
+    Reads heads of NeMo Automodel.
 
     Args:
         config (`dict`): Content of `config.json`.

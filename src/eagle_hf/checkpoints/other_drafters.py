@@ -29,7 +29,7 @@ _ADAPTER = "is an adapter (LoRA or similar) and no drafter. Load it with `peft`"
 
 def recognise(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> str | None:
     """
-    What a repository holds that is no EAGLE head, and what runs it; `None` if it may be one.
+    Returns what a repository holds that is no EAGLE head, and what runs it; `None` if it may be one.
 
     Args:
         config (`dict`): Content of `config.json`.

@@ -12,14 +12,14 @@ from .names import canonical_names, is_eagle3
 
 
 def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
-    """Whether there is a placeholder for features."""
+    """Checks whether there is a placeholder for features."""
     return any(name.endswith("mask_hidden") for name in weights) and is_eagle3(canonical_names(weights))
 
 
 def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
     """
-    Read P-EAGLE heads. Which token stands for unknown ones has several names; SpecForge's files do not say it, and what
-    its embedding keeps as padding is taken.
+    Reads P-EAGLE heads. Which token stands for unknown ones has several names; SpecForge's files do not say it, and
+    what its embedding keeps as padding is taken.
 
     Args:
         config (`dict`): Content of `config.json`.

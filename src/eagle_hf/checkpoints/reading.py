@@ -69,7 +69,7 @@ def read_checkpoint(
     **hub_kwargs: Any,
 ) -> EagleCheckpoint:
     """
-    Read a head in any layout that is known here.
+    Reads a head in any layout that is known here.
 
     Args:
         repo (`str` or `os.PathLike`): Repository id on the Hub, or a folder.

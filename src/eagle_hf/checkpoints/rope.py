@@ -5,8 +5,8 @@ from typing import Any
 
 def read_rope(config: dict[str, Any]) -> dict[str, Any]:
     """
-    Rotary embedding of the head, in the form of `transformers` 5. It is the head's own: theta is 10000 unless the
-    head's configuration says otherwise, whatever the target uses.
+    Returns the rotary embedding of the head, in the form of `transformers` 5. It is the head's own: theta is 10000
+    unless the head's configuration says otherwise, whatever the target uses.
     """
     new = config.get("rope_parameters") or {}
     if new and all(isinstance(value, dict) for value in new.values()):  # one for each type of layer; a head has one
@@ -23,7 +23,10 @@ def read_rope(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_rope(parameters: dict[str, Any] | None) -> dict[str, Any]:
-    """Both spellings, since engines read the one or the other: `rope_parameters`, and `rope_theta` / `rope_scaling`."""
+    """
+    Returns both spellings, since engines read the one or the other: `rope_parameters`, and `rope_theta` /
+    `rope_scaling`.
+    """
     parameters = dict(parameters or {"rope_type": "default", "rope_theta": 10000.0})
     scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
     is_scaled = scaling.get("rope_type", "default") != "default"

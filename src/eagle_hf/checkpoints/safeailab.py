@@ -27,7 +27,7 @@ logger = logging.get_logger(__name__)
 
 
 def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
-    """Whether the tensors are those of an authors' head."""
+    """Checks whether the tensors are those of an authors' head."""
     if any(name.startswith("midlayer.") for name in weights):
         return is_eagle3(canonical_names(weights))
     if isinstance(config.get("model"), dict):
@@ -40,7 +40,7 @@ _EAGLE3_ONLY = {"lm_head.weight", "norm.weight", "layers.0.hidden_norm.weight", 
 
 def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
     """
-    Turn an authors' head into our configuration and tensors.
+    Turns an authors' head into our configuration and tensors.
 
     Args:
         config (`dict`): Content of `config.json`.
@@ -76,7 +76,8 @@ def write(
     config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
-    A head as the authors' code reads it: EAGLE-1, or an EAGLE-3 head of one plain layer that reads the usual layers.
+    Returns a head as the authors' code reads it: EAGLE-1, or an EAGLE-3 head of one plain layer that reads the usual
+    layers.
 
     Raises:
         `ValueError`: if the authors' code would compute something else.

@@ -1,4 +1,4 @@
-"""Where models come from: folders, and repositories on the Hub; and what is wrong where nothing is found there."""
+"""Finds models in folders and in repositories on the Hub, and says what is wrong where nothing is found."""
 
 import difflib
 import os
@@ -126,7 +126,7 @@ def _why_not_reached(source: str, path: str, local_files_only: bool, error: Exce
 
 
 def _innermost(error: BaseException) -> str:
-    """The first cause of an error in one line."""
+    """Returns the first cause of an error in one line."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return str(error).strip().partition("\n")[0] or type(error).__name__

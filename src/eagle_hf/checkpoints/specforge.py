@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 
 
 def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
-    """Whether the one layer is called `midlayer`, and the architecture is not the EAGLE authors'."""
+    """Checks whether the one layer is called `midlayer`, and the architecture is not the EAGLE authors'."""
     is_authors = config.get("architectures") in (None, [], ["LlamaForCausalLM"]) and "eagle_config" not in config
     has_midlayer = any(name.startswith("midlayer.") for name in weights)
     return has_midlayer and not is_authors and is_eagle3(canonical_names(weights))
@@ -34,7 +34,7 @@ def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
 
 def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
     """
-    Read heads that SpecForge or AngelSlim trained. `norm_output` in their configurations means that there is a norm
+    Reads heads that SpecForge or AngelSlim trained. `norm_output` in their configurations means that there is a norm
     before `lm_head`, as there always is; what training feeds back is the state before the norm, and so do we.
 
     Args:
@@ -51,7 +51,7 @@ def write(
     config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
-    A head as SGLang reads it: `eagle_config` lists outputs of layers, to which it adds 1.
+    Returns a head as SGLang reads it: `eagle_config` lists outputs of layers, to which it adds 1.
 
     Raises:
         `ValueError`: if SGLang would compute something else, which it would not notice: it skips tensors that it does

@@ -20,13 +20,13 @@ from .vocabulary import draft_vocabulary
 
 
 def matches(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> bool:
-    """Whether the configuration is nested, and the tensors are those of an EAGLE-3 head."""
+    """Checks whether the configuration is nested, and the tensors are those of an EAGLE-3 head."""
     return isinstance(config.get("transformer_layer_config"), dict) and is_eagle3(canonical_names(weights))
 
 
 def read(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Head:
     """
-    Read heads of speculators 0.1 to 0.9.
+    Reads heads of speculators 0.1 to 0.9.
 
     Args:
         config (`dict`): Content of `config.json`.
@@ -92,7 +92,7 @@ def write(
     config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
-    A head as speculators and vLLM read it, with the hidden states listed at the top level.
+    Returns a head as speculators and vLLM read it, with the hidden states listed at the top level.
 
     Raises:
         `ValueError`: if neither knows this kind of head.

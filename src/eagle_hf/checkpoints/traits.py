@@ -1,4 +1,6 @@
-"""What sets a head apart from a plain EAGLE-3 head of one layer; refusing to export what an engine cannot compute."""
+"""
+Says what sets a head apart from a plain EAGLE-3 head of one layer, and refuses to export what an engine cannot compute.
+"""
 
 from collections.abc import Collection
 
@@ -10,7 +12,7 @@ SILU = ("silu", "swish")  # two names of one function
 
 def traits(config: EagleConfig) -> dict[str, str]:
     """
-    Everything about a head that an engine may not know, by a short name, in words.
+    Returns everything about a head that an engine may not know, by a short name, in words.
 
     Args:
         config ([`EagleConfig`]): Configuration of the head.
@@ -75,7 +77,7 @@ def traits(config: EagleConfig) -> dict[str, str]:
 
 def refuse(config: EagleConfig, engine: str, known: Collection[str], why: str) -> None:
     """
-    Refuse a head that an engine would run as something else: the text would stay right, and nobody would notice that
+    Refuses a head that an engine would run as something else: the text would stay right, and nobody would notice that
     hardly a draft is accepted.
 
     Args:
@@ -96,6 +98,9 @@ def refuse(config: EagleConfig, engine: str, known: Collection[str], why: str) -
 
 
 def usual_number_of_layers(ids: list[int]) -> int | None:
-    """Layers of a target for which `ids` are the choice of the EAGLE authors, [2, n // 2, n - 3]; `None` if none."""
+    """
+    Returns the layers of a target for which `ids` are the choice of the EAGLE authors, [2, n // 2, n - 3]; `None` if
+    none.
+    """
     num_layers = max(ids) + 3
     return num_layers if len(ids) == 3 and ids == sorted({2, num_layers // 2, num_layers - 3}) else None

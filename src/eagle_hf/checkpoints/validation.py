@@ -12,7 +12,7 @@ from ..configuration_eagle import EagleConfig
 
 def check_tensors(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], source: Path) -> None:
     """
-    Check names and shapes against what the configuration asks for.
+    Checks names and shapes against what the configuration asks for.
 
     Args:
         weights (`dict[str, torch.Tensor]`): Tensors of the file.
@@ -43,8 +43,8 @@ def check_tensors(weights: dict[str, torch.Tensor], expected: dict[str, torch.Te
 
 def check_vocabulary(config: EagleConfig, weights: dict[str, torch.Tensor], source: Path) -> dict[str, torch.Tensor]:
     """
-    Check `d2t` and `t2d`, and drop what is redundant: `t2d`, which follows from `d2t`, and both of them where the draft
-    vocabulary is the target's.
+    Checks `d2t` and `t2d`, and drops what is redundant: `t2d`, which follows from `d2t`, and both of them where the
+    draft vocabulary is the target's.
 
     Raises:
         `ValueError`: if they are missing where needed, or contradict the configuration or each other.
@@ -98,7 +98,7 @@ def check_vocabulary(config: EagleConfig, weights: dict[str, torch.Tensor], sour
 
 def check_size(config: EagleConfig, weights: dict[str, torch.Tensor], source: Path) -> None:
     """
-    Check that the configuration does not ask for many more layers than there are tensors, before anything is built
+    Checks that the configuration does not ask for many more layers than there are tensors, before anything is built
     from it: a billion layers of no size at all would keep a machine busy for days.
 
     Raises:
@@ -113,7 +113,7 @@ def check_size(config: EagleConfig, weights: dict[str, torch.Tensor], source: Pa
 
 def check_finite(weights: dict[str, torch.Tensor], source: Path) -> None:
     """
-    Check that all values are finite.
+    Checks that all values are finite.
 
     Raises:
         `ValueError`: naming the tensors that hold NaN or infinity, or a dtype that cannot be read.

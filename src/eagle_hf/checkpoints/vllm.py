@@ -1,6 +1,6 @@
 """
-What vLLM reads: the layout of speculators for EAGLE-3 and P-EAGLE heads, and flat ones for heads with latent attention
-and for EAGLE-1 heads, which it runs by its method `eagle`.
+Writes what vLLM reads: the layout of speculators for EAGLE-3 and P-EAGLE heads, and flat ones for heads with latent
+attention and for EAGLE-1 heads, which it runs by its method `eagle`.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ def write(
     config: EagleConfig, weights: dict[str, torch.Tensor], target: ExportTarget
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
-    A head as vLLM reads it.
+    Returns a head as vLLM reads it.
 
     Raises:
         `ValueError`: if vLLM would compute something else.

@@ -9,7 +9,7 @@ def draft_vocabulary(
     config: EagleConfig, weights: dict[str, torch.Tensor], even_if_full: bool = False
 ) -> dict[str, torch.Tensor]:
     """
-    The tensors with `t2d` added where there is a `d2t`.
+    Returns the tensors with `t2d` added where there is a `d2t`.
 
     Args:
         config ([`EagleConfig`]): Configuration of the head.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 
-# Before Gradio is imported: nothing is fetched from, or told to, anybody.
+# Before Gradio is imported: nothing is fetched from, or sent to, anybody.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr  # noqa: E402

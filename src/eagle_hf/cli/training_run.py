@@ -1,4 +1,4 @@
-"""What `eagle-hf train` does, from its options to a head with its card."""
+"""Runs `eagle-hf train`, from its options to a head with its card."""
 
 import argparse
 import json

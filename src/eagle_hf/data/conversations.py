@@ -35,7 +35,7 @@ _MEDIA = ("image", "video", "audio", "file")
 @dataclass
 class RowReport:
     """
-    What was read.
+    Holds what was read.
 
     Args:
         num_rows (`int`): Rows read, good and malformed.

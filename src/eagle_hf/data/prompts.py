@@ -1,4 +1,4 @@
-"""How prompts become tokens: as a user's turn of the chat template, where there is one."""
+"""Turns prompts into tokens: as a user's turn of the chat template, where there is one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,7 +79,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, A
 def reads_only_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
     """
     Returns whether the chat template reads a content only as a list of parts, as those of some multimodal targets do:
-    they leave a plain text out without a word, or fail.
+    they silently leave a plain text out, or fail.
     """
     probe = [{"role": "user", "content": "question"}]
     return not _says(tokenizer, probe) and _says(tokenizer, in_parts(probe))

@@ -18,7 +18,7 @@ NEGLIGIBLE = 0.02  # relative changes below this are of no interest
 @dataclass(frozen=True)
 class Change:
     """
-    How a figure changed.
+    Says how a figure changed.
 
     Args:
         task (`str`), temperature (`float`), figure (`str`): Which.

@@ -1,4 +1,4 @@
-"""What figures depend on: hardware, versions, weights."""
+"""Describes what figures depend on: hardware, versions, weights."""
 
 import hashlib
 import os

@@ -1,6 +1,6 @@
 """
-What an interrupted run has measured so far: a line per finished prompt and temperature, behind a line with everything
-that the figures depend on. A run of other settings does not go on with them.
+Keeps what an interrupted run has measured so far: a line per finished prompt and temperature, behind a line with
+everything that the figures depend on. A run of other settings does not go on with them.
 """
 
 import json

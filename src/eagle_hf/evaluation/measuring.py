@@ -22,7 +22,7 @@ from .timing import count_forwards, timed
 
 
 class CannotMeasure(ValueError):
-    """Why a prompt is left out."""
+    """Says why a prompt is left out."""
 
 
 class Measuring:

@@ -1,5 +1,5 @@
 """
-Where a step goes: time, operators and host synchronisations of its parts.
+Profiles a step: time, operators and host synchronisations of its parts.
 
 ```text
 draft    forwards of the head, its logits and their top: level by level, and for the features of accepted tokens

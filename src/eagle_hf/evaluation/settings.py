@@ -1,4 +1,4 @@
-"""What a benchmark measures, in one place."""
+"""Defines what a benchmark measures, in one place."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ BASELINES = (PLAIN, "prompt_lookup", "assisted")  # what a head is compared with
 @dataclass(frozen=True)
 class BenchmarkSettings:
     """
-    How to measure.
+    Says how to measure.
 
     Args:
         temperatures (`Sequence[float]`, *optional*, defaults to `(0.0, 1.0)`):

@@ -59,7 +59,7 @@ class Prompt:
 @dataclass
 class Tasks:
     """
-    What was read.
+    Holds what was read.
 
     Args:
         prompts (`dict[str, list[Prompt]]`): Prompts by task.

@@ -1,4 +1,4 @@
-"""Where texts part: whether both tokens were equally likely to within rounding."""
+"""Checks, where texts part, whether both tokens were equally likely to within rounding."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What was measured with a head, and with which versions: what a card shows as results."""
+"""Holds what was measured with a head, and with which versions: what a card shows as results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from ..versions import __version__
 @dataclass(frozen=True)
 class TaskResult:
     """
-    What was measured on one task.
+    Holds what was measured on one task.
 
     Args:
         task (`str`): Its name, such as `"MT-Bench"`.

@@ -1,5 +1,5 @@
 """
-How a head was trained, and the file that says so: `training.json` travels in the folder of a head, beside its weights,
+Records how a head was trained, in a file: `training.json` travels in the folder of a head, beside its weights,
 so that every card of it tells the same.
 
 ```text
@@ -28,7 +28,7 @@ _MARK = "eagle_hf_training"
 @dataclass(frozen=True)
 class TrainingFacts:
     """
-    How a head was trained.
+    Says how a head was trained.
 
     Args:
         command (`str`): Trains it again.
@@ -160,7 +160,7 @@ def _read(kind: type, known: Any, source: str) -> Any:
     if unknown := sorted(known.keys() - fields.keys()):
         raise ValueError(
             f"{source} has {', '.join(f'`{name}`' for name in unknown)}, which version {VERSION} of the record does "
-            "not know. A misspelt field would be lost without a word."
+            "not know. A misspelt field would be lost silently."
         )
     required = [
         name

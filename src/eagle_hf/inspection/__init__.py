@@ -1,6 +1,6 @@
 """
-What a head is, and whether it is read rightly. A head that is read wrongly still gives the right text, only slowly, so
-that the one proof of a reading is measured acceptance.
+Says what a head is, and whether it is read correctly. A head that is read wrongly still gives the right text, only
+slowly, so that the one proof of a reading is measured acceptance.
 """
 
 from .facts import HeadFacts

@@ -1,5 +1,5 @@
 """
-How far a greedy chain of the head agrees with what the target writes.
+Measures how far a greedy chain of the head agrees with what the target writes.
 
 The target writes its own greedy answer once. From every position of the answer the head then drafts a chain, on the
 answer's own tokens: as long as all drafted tokens were right, that is just what it would have seen when drafting, and

@@ -1,4 +1,4 @@
-"""What is known of a head without its target."""
+"""Describes a head without its target."""
 
 import os
 from dataclasses import dataclass

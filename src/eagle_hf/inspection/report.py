@@ -62,7 +62,7 @@ class Measured:
 @dataclass(frozen=True)
 class HeadInspection:
     """
-    What [`inspect_head`] found. `str()` gives it as text.
+    Holds what [`inspect_head`] found. `str()` gives it as text.
 
     Args:
         repo (`str`): The head.

@@ -1,6 +1,6 @@
 """
-Seeing the speculation: draft trees, and which tokens of a text were drafted. The same picture shows itself in a
-terminal (`print`, or in colour by `rich`), in a notebook, and as SVG or HTML. Nothing is told by colour alone.
+Draws the speculation: draft trees, and which tokens of a text were drafted. The same picture shows itself in a
+terminal (`print`, or in colour by `rich`), in a notebook, and as SVG or HTML. Nothing is shown by colour alone.
 """
 
 from .text import TextPicture, draw_text

@@ -50,7 +50,7 @@ class Span:
 @dataclass(frozen=True, repr=False)
 class TextPicture:
     """
-    What [`draw_text`] returns: shows itself in notebooks, and in terminals by `rich`'s `print`. `str()` marks drafted
+    Shows itself in notebooks, and in terminals by `rich`'s `print`. `str()` marks drafted
     tokens by angle brackets instead: `The‹ quick brown› fox`.
 
     Args:

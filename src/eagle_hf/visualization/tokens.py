@@ -1,4 +1,4 @@
-"""What the tokens of a text are: the characters that each adds, and where each came from."""
+"""Says what the tokens of a text are: the characters that each adds, and where each came from."""
 
 from bisect import bisect_right
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, repr=False)
 class TreePicture:
     """
-    What [`draw_tree`] returns: shows itself in notebooks, and in terminals by `print`, in colour by `rich`'s.
+    Shows itself in notebooks, and in terminals by `print`, in colour by `rich`'s.
 
     Args:
         nodes (`list[Node]`): Parents before children.
