@@ -17,6 +17,7 @@ from .versions import __version__ as __version__
 from .configuration_eagle import EagleConfig
 from .draft_options import DraftOptions
 from .generation.attaching import attach, detach
+from .generation.candidates import EagleCandidateGenerator
 from .generation.custom import decode
 from .generation.memory import forget
 from .generation.output import EagleGenerateOutput
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DraftOptions",
     "DraftTree",
+    "EagleCandidateGenerator",
     "EagleConfig",
     "EagleDraftModel",
     "EagleDraftOutput",

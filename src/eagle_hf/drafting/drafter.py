@@ -19,6 +19,7 @@ import torch
 from ..draft_options import DraftOptions
 from ..target.features import Learned, join_steps
 from ..tree import DraftTree
+from .chain import Choose, draft_chain
 from .coupling import Noise, for_vocabulary
 from .dynamic import DynamicShape, grow_dynamic_tree
 from .head_rows import HeadRows
@@ -174,6 +175,24 @@ class Drafter:
             tree = self._grow(roots.to(self.head.draft.device), depth, plan, noise)
             self._rows.cut(max(self._rows.lengths))
             return tree.to(roots.device)
+
+    @torch.inference_mode()
+    def grow_chain(self, max_depth: int, choose: Choose) -> None:
+        """
+        Drafts a chain below the newest token, each token of which the caller chooses. The cache is left as it was.
+
+        Args:
+            max_depth (`int`): Most tokens that can be used.
+            choose (`Callable`): As in [`draft_chain`].
+        """
+        self._read_waiting_prompt()
+        self._read_accepted()
+        depth = min(max_depth, self.options.draft_depth, self.options.num_assistant_tokens)
+        placeholder = self._placeholder if self.head.draft.config.parallel_drafting else None
+        levels = self._rows.levels(depth, None)
+        draft_chain(levels, self._rows.last_hidden, depth, choose, placeholder)
+        self._num_forwards += levels.num_forwards
+        self._rows.cut(max(self._rows.lengths))
 
     def _grow(self, roots: torch.Tensor, depth: int, plan: Plan, noise: Noise | None) -> DraftTree:
         self._read_accepted()

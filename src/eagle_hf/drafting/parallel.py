@@ -18,11 +18,27 @@ from .levels import Levels
 from .masks import causal
 
 
+# What stands for an unknown feature, projected, of shape `(1, 1, hidden_size)`, and for an unknown token.
+Placeholder = tuple[torch.Tensor, int]
+
+
+def parallel_rows(levels: Levels, hidden: torch.Tensor, placeholder: Placeholder, depth: int) -> torch.Tensor:
+    """Returns the head's output at `depth` rows from the newest true one on, `(batch_size, depth, hidden_size)`."""
+    if depth == 1:
+        return hidden
+    batch_size, device = len(hidden), hidden.device
+    feature, token = placeholder
+    among = causal(depth - 1, 0, device).expand(batch_size, -1, -1)
+    unknown = torch.full((batch_size, depth - 1), token, device=device)
+    later = levels.step(feature.expand(batch_size, depth - 1, -1), unknown, among, 1, depth - 1)
+    return torch.cat([hidden, later], dim=1)
+
+
 def grow_parallel_chain(
     levels: Levels,
     roots: torch.Tensor,
     hidden: torch.Tensor,
-    placeholder: tuple[torch.Tensor, int],
+    placeholder: Placeholder,
     depth: int,
     threshold: float = 0.0,
 ) -> DraftTree:
@@ -33,8 +49,7 @@ def grow_parallel_chain(
         levels ([`Levels`]): Runs the head.
         roots (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
         hidden (`torch.Tensor` of shape `(batch_size, 1, hidden_size)`): The head's output at the newest true feature.
-        placeholder (`tuple[torch.Tensor, int]`):
-            What stands for an unknown feature, projected, of shape `(1, 1, hidden_size)`, and for an unknown token.
+        placeholder ([`Placeholder`]): Stands for what is not known yet.
         depth (`int`): Tokens to draft, at least one.
         threshold (`float`, defaults to 0.0): The chain ends where no row's path is as probable as this.
 
@@ -42,12 +57,7 @@ def grow_parallel_chain(
         [`DraftTree`]: A chain of at most `depth` nodes below the root.
     """
     batch_size, device = len(roots), roots.device
-    if depth > 1:
-        feature, token = placeholder
-        among = causal(depth - 1, 0, device).expand(batch_size, -1, -1)
-        unknown = torch.full((batch_size, depth - 1), token, device=device)
-        later = levels.step(feature.expand(batch_size, depth - 1, -1), unknown, among, 1, depth - 1)
-        hidden = torch.cat([hidden, later], dim=1)
+    hidden = parallel_rows(levels, hidden, placeholder, depth)
     scores, drafted = (x.squeeze(-1) for x in levels.children(hidden, 1, 1, depth))  # (batch_size, depth)
     # A broken head must not break the order: NaN counts as impossible.
     scores = scores.cumsum(dim=1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)

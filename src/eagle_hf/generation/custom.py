@@ -106,7 +106,7 @@ def decode(
         generation_config=generation_config,
         draft=draft,
         written=written,
-        synced_gpus=_is_spread_over_ranks(model) if eagle_synced_gpus is None else eagle_synced_gpus,
+        synced_gpus=is_spread_over_ranks(model) if eagle_synced_gpus is None else eagle_synced_gpus,
         streamer=eagle_streamer,
         **model_kwargs,
     )
@@ -232,7 +232,7 @@ def _arguments_of_generate() -> Mapping[str, Any]:
     return {}
 
 
-def _is_spread_over_ranks(model: PreTrainedModel) -> bool:
+def is_spread_over_ranks(model: PreTrainedModel) -> bool:
     """Whether every forward takes all ranks; what `generate` finds out for its own loops, and keeps to itself."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
