@@ -121,7 +121,7 @@ class DraftTree:
 
     def padded(self, num_nodes: int) -> "DraftTree":
         """
-        Returns with further children of the root at the end, so that there are `num_nodes` nodes. They mean nothing.
+        Returns the trees padded with dummy children of the root at the end, up to `num_nodes` nodes.
         """
         more = num_nodes - self.num_nodes
         if more < 1:
