@@ -1,5 +1,7 @@
 """The random numbers of plain `generate`, drawn ahead of time without changing what they are."""
 
+from typing import cast
+
 import torch
 
 
@@ -19,11 +21,7 @@ class SamplingNoise:
     def __init__(self, batch_size: int, vocab_size: int, device: torch.device):
         self.shape = (batch_size, vocab_size)
         self.device = device
-        if device.type == "cuda":
-            index = torch.cuda.current_device() if device.index is None else device.index
-            self._generator = torch.cuda.default_generators[index]
-        else:
-            self._generator = torch.default_generator
+        self._generator = cast(torch.Generator, _global_generator(device))
         self._first = 0  # column of `_blocks[0]`
         self._blocks: list[torch.Tensor] = []
         self._states: list[torch.Tensor] = []  # generator state before each block, for all columns from 0 on
@@ -31,7 +29,7 @@ class SamplingNoise:
     @staticmethod
     def is_known(device: torch.device) -> bool:
         """Returns whether `multinomial` is known to draw its random numbers like this on a device."""
-        return device.type in ("cpu", "cuda")
+        return _global_generator(device) is not None
 
     def at_nodes(self, first_columns: list[int], depths: torch.Tensor, max_depth: int) -> torch.Tensor:
         """
@@ -82,3 +80,11 @@ class SamplingNoise:
         """Sets the global generator to where it stands after `num_columns` columns of plain `generate`."""
         if num_columns < len(self._states):
             self._generator.set_state(self._states[num_columns])
+
+
+def _global_generator(device: torch.device) -> torch.Generator | None:
+    """Returns the generator that `multinomial` draws from on a device; `None` where it is not known to work as above."""
+    generators = {"cpu": [torch.default_generator], "cuda": torch.cuda.default_generators}.get(device.type)
+    if generators is None:
+        return None
+    return generators[torch.tensor([], device=device).device.index or 0]  # a device without a number is the current one

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import Cache, EncoderDecoderCache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import (
     DynamicIndexedLayer,
@@ -85,12 +86,12 @@ def check_call(
             "Generate without `assistant_model`.",
         )
     check_pair(model, draft)
-    if input_device(model).type == "meta":
+    if input_device(model) == torch.device("meta"):
         raise ValueError(
             f"The weights of {type(model).__name__} are on the meta device, which holds shapes but no numbers. Load "
             "them with `from_pretrained`; what `device_map` offloads to the CPU or the disk may stay there."
         )
-    if draft.device.type == "meta":
+    if draft.device == torch.device("meta"):
         raise ValueError(
             "The weights of the draft are on the meta device, which holds shapes but no numbers. Load it with "
             "`EagleDraftModel.from_pretrained`."
