@@ -68,6 +68,15 @@ def test_layers_import_downwards_only():
     assert found >= UPWARDS, f"remove from the list: {sorted(UPWARDS - found)}"
 
 
+def test_the_map_of_contributors_names_every_room_from_the_highest_layer_to_the_lowest():
+    drawn = (ROOT / "CONTRIBUTING.md").read_text().split("```text\n")[1].split("```")[0]
+    names = " ".join(line[:41] for line in drawn.splitlines()).split()
+    rooms = [name.removesuffix("/").removesuffix(".py") for name in names if name != "eagle_hf_command.py"]
+    assert set(rooms) == {module.partition(".")[0] for module in MODULES} - {"__init__"}
+    floors = [layer(room) for room in rooms]
+    assert floors == sorted(floors, reverse=True)
+
+
 def test_no_module_imports_itself_over_others():
     waiting = {m: arrows(m) - CIRCLES - {m} for m in MODULES if m not in CIRCLES}
     while free := [m for m, others in waiting.items() if not others]:
