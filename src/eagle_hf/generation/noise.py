@@ -83,7 +83,7 @@ class SamplingNoise:
 
 
 def _global_generator(device: torch.device) -> torch.Generator | None:
-    """Returns the generator that `multinomial` draws from on a device; `None` where it is not known to work as above."""
+    """Returns the generator that `multinomial` draws from on a device; `None` where it may work otherwise."""
     generators = {"cpu": [torch.default_generator], "cuda": torch.cuda.default_generators}.get(device.type)
     if generators is None:
         return None
