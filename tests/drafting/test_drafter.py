@@ -320,3 +320,16 @@ def test_a_deferred_prompt_is_learned_before_the_first_tree(golden_target, batch
         assert drafter.num_forwards == 3 + (num_unread > Drafter.MAX_UNREAD)  # prompt, what waited, one level
     assert torch.equal(trees[0].tokens, trees[1].tokens)
     assert torch.equal(trees[0].scores, trees[1].scores)
+
+
+@pytest.mark.parametrize("is_broken", [False, True], ids=["sound", "broken"])
+def test_a_broken_head_stops_by_itself_before_its_second_tree(golden_target, is_broken):
+    draft = golden_draft("A_eagle3")
+    if is_broken:
+        draft.lm_head.weight.data.fill_(torch.nan)
+    drafter = make_drafter(draft, golden_target, num_assistant_tokens=6, draft_depth=3, draft_width=2)
+    drafter.read_prompt([torch.randn(1, 5, 192)], torch.randint(0, 320, (1, 5)), torch.arange(5)[None], None)
+    assert drafter.grow(torch.tensor([3]), 100).num_nodes > 1
+    assert (drafter.grow(torch.tensor([3]), 100).num_nodes == 1) == is_broken
+    assert drafter.is_stopped == is_broken
+    assert (drafter.rows(reads_prompt=True) is None) == is_broken  # nothing to begin another call with

@@ -90,7 +90,6 @@ class ReferenceRule:
     def __init__(self, sequences, sampling, uniforms, num_steps):
         self.sequences, self.sampling, self.uniforms = sequences, sampling, iter(uniforms)
         self.steps_left = num_steps + 1  # and the prefill
-        self.draft_is_broken = False
 
     def noise_ahead(self, num_tokens):
         return None  # the reference drafts the likeliest tokens

@@ -11,7 +11,7 @@ from promises import PROMPT_LENGTHS, an_eos_token, left_padded_prompts, target_o
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from eagle_hf.generation import choosing as selection
+from eagle_hf.drafting import drafter as drafting
 from eagle_hf.versions import CACHE
 
 
@@ -201,7 +201,7 @@ class TestBrokenDraft:
 
     def test_it_is_said_once_and_drafting_stops(self, draft, monkeypatch):
         warnings = []
-        monkeypatch.setattr(selection.logger, "warning_once", warnings.append)
+        monkeypatch.setattr(drafting.logger, "warning_once", warnings.append)
         output = target_of("llama").generate(
             torch.arange(3, 9)[None], max_new_tokens=16, do_sample=False, eos_token_id=None, assistant_model=draft,
             return_dict_in_generate=True,

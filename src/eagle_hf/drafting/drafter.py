@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import cast
 
 import torch
+from transformers.utils import logging
 
 from ..draft_options import DraftOptions
 from ..target.features import Learned, join_steps
@@ -29,6 +30,8 @@ from .policy import Plan
 from .static import StaticPlan, grow_static_tree
 from .true_rows import TrueRows
 
+
+logger = logging.get_logger(__name__)
 
 # Features of a prompt, the token that follows each of them, their positions, and where the prompt is padding; see
 # [`Drafter.read_prompt`].
@@ -63,6 +66,7 @@ class Drafter:
         self._prompt: Prompt | None = None  # that waits to be read
         self._unread: list[Learned] = []  # steps behind it
         self._num_forwards = 0  # for trees
+        self._is_broken: torch.Tensor | None = None  # whether the last tree is one of NaN, on its way to the host
         self._static_plans: dict[int, StaticPlan] = {}  # by depth limit
 
     @property
@@ -79,6 +83,7 @@ class Drafter:
     @torch.inference_mode()
     def rows(self, reads_prompt: bool) -> HeadRows | None:
         """See [`KeepsRows`]."""
+        self._stop_if_broken()
         if reads_prompt:
             self._read_waiting_prompt()
         if self._prompt is not None or self.is_stopped or not self._rows.lengths:
@@ -144,6 +149,19 @@ class Drafter:
         """Drafts nothing any more: from now on every step is a plain one."""
         self.is_stopped = True
 
+    def _stop_if_broken(self) -> None:
+        """
+        Stops if the last tree shows that the head's logits are NaN. This is asked one step later, when choosing the
+        target's tokens has waited for that tree: asking takes no wait of its own.
+        """
+        is_broken, self._is_broken = self._is_broken, None
+        if is_broken is not None and bool(is_broken):
+            self.stop()
+            logger.warning_once(
+                "The draft's logits are NaN, so that the rest of this text is generated without it (the text is right "
+                "all the same). Check the head's weights, and its dtype: float16 overflows in some models."
+            )
+
     def grow(
         self,
         roots: torch.Tensor,
@@ -165,6 +183,7 @@ class Drafter:
             [`DraftTree`]
         """
         plan = Plan(self.options.draft_threshold) if plan is None else plan
+        self._stop_if_broken()
         if max_depth < 1 or self.is_stopped or not plan.drafts:
             return DraftTree.root_only(roots)
         if self._read_waiting_prompt():
@@ -174,6 +193,8 @@ class Drafter:
             noise = None if noise_ahead is None else self._of_the_head(noise_ahead(depth))
             tree = self._grow(roots.to(self.head.draft.device), depth, plan, noise)
             self._rows.cut(max(self._rows.lengths))
+            if tree.num_nodes > 1:  # even the likeliest token is impossible
+                self._is_broken = tree.scores[:, 1].isneginf().any().to("cpu", non_blocking=True)
             return tree.to(roots.device)
 
     @torch.inference_mode()

@@ -15,7 +15,6 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import logits_process
 from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper
-from transformers.utils import logging
 
 from ..drafting.coupling import Noise
 from ..tree import DraftTree
@@ -24,8 +23,6 @@ from .noise import SamplingNoise
 from .scores import ScoreRecords
 from .text import Text
 
-
-logger = logging.get_logger(__name__)
 
 # Processors whose output depends on the logits alone: neither on the prefix nor on earlier calls.
 PREFIX_FREE_PROCESSORS = tuple(
@@ -52,7 +49,6 @@ class Chooser(ABC):
         self.text = text
         self.processors = processors
         self.records = records
-        self.draft_is_broken = False
         temperatures = [float(p.temperature) for p in processors if type(p) is TemperatureLogitsWarper]
         self.temperature = temperatures[0] if temperatures else 1.0
 
@@ -96,15 +92,7 @@ class Chooser(ABC):
         Returns tokens, parents and further tensors of shape `(batch_size, num_nodes)` as lists: the only wait of a step
         for an accelerator.
         """
-        impossible = tree.scores.isneginf().long()
-        *lists, impossible = torch.stack([tree.tokens, tree.parents, *more, impossible]).tolist()
-        if tree.num_nodes > 1 and not self.draft_is_broken and any(row[1] for row in impossible):
-            self.draft_is_broken = True  # even the likeliest token is impossible: the head's logits are NaN
-            logger.warning_once(
-                "The draft's logits are NaN, so that the rest of this text is generated without it (the text is right "
-                "all the same). Check the head's weights, and its dtype: float16 overflows in some models."
-            )
-        return lists
+        return torch.stack([tree.tokens, tree.parents, *more]).tolist()
 
 
 class NodeChooser(Chooser):

@@ -114,8 +114,6 @@ def eagle_decoding(
             verified = target.verify(tree)
             paths = chooser.advance(verified.logits, verified.tree)
             features = target.keep(verified, paths)
-            if chooser.draft_is_broken:
-                drafter.stop()
             if not text.done or target.outlives_generate:
                 counts = [len(path) if row in open_rows else 0 for row, path in enumerate(paths)]
                 drafter.read_accepted(features, text.last(features.shape[1], counts), counts)
