@@ -44,12 +44,13 @@ def test_heads_are_made_trained_and_used(model_type, eagle_version, tmp_path):
     trains_and_drafts(decoder_or_skip(model_type), tmp_path, eagle_version)
 
 
-def test_a_target_of_several_streams_gets_a_head_and_a_reason_why_it_cannot_learn(tmp_path):
-    """Gemma 3n: its MLP has a size per layer, and all of its hidden states are several streams."""
+def test_a_target_of_several_streams_trains_heads_of_its_last_hidden_state(tmp_path):
+    """Gemma 3n: its MLP has a size per layer, and all hidden states between its layers are several streams."""
     target = decoder_or_skip("gemma3n_text")
     assert new_head(target, eagle_version=1).config.intermediate_size == 48
-    with pytest.raises(ValueError, match="keeps several streams there"):
-        trains_and_drafts(target, tmp_path, eagle_version=1)
+    trains_and_drafts(target, tmp_path, eagle_version=1)
+    with pytest.raises(ValueError, match=r"keeps several streams there, .* `feature_layer_ids=\[-1\]`"):
+        trains_and_drafts(target, tmp_path, eagle_version=3)
 
 
 @pytest.mark.sweep

@@ -92,6 +92,7 @@ CHOICES = [
     *((name, ids) for name in ("gemma4-E2B", "gemma4-E4B") for ids in ([0, 1, 2], [1, 3, 4], [3, 4], [4, 5, -1])),
     ("gemma4-E2B", [2, 3, 5]),
     ("gemma4-E2B", [-1]),
+    ("gemma3n", [-1]),
 ]
 
 
@@ -201,13 +202,24 @@ def test_features_of_some_tokens_only_are_refused(monkeypatch):
         target.generate(**prompts(), max_new_tokens=3, assistant_model=head, **GREEDY)
 
 
-@pytest.mark.parametrize(("feature_layer_ids", "advice"), [([0, 1, 2], "use a head with"), ([-1], "Generate without")])
-def test_several_streams_are_refused_with_what_helps(feature_layer_ids, advice):
-    """Gemma 3n keeps four of them, at its end too: a head of its last hidden state would not help there."""
+def test_several_streams_are_refused_with_what_helps():
+    """Gemma 3n keeps four of them between its layers."""
     target = target_of("gemma3n")
-    head = random_draft(target, 3 if len(feature_layer_ids) > 1 else 1, feature_layer_ids=feature_layer_ids)
-    with pytest.raises(ValueError, match=f"keeps several streams there, which no head reads.*{advice}"):
+    head = random_draft(target, feature_layer_ids=[0, 1, 2])
+    with pytest.raises(ValueError, match="keeps several streams there, which no head reads.*use a head with"):
         target.generate(**prompts(), max_new_tokens=3, assistant_model=head, **GREEDY)
+
+
+def test_several_streams_are_read_where_they_have_come_together():
+    """What the `lm_head` reads, for every token of the prompt."""
+    target = target_of("gemma3n")
+    reader = FeatureReader(target, random_draft(target, 1).config)
+    with torch.no_grad(), reader:
+        outputs = target(**prompts(), output_hidden_states=reader.output_hidden_states)
+        (state,) = reader.states(outputs.hidden_states, prompts()["input_ids"].shape[1])
+    logits = target.lm_head(state)
+    soft_cap = target.config.final_logit_softcapping
+    torch.testing.assert_close((logits / soft_cap).tanh() * soft_cap if soft_cap else logits, outputs.logits)
 
 
 def test_layers_without_a_cache_are_asked_for_no_keys():

@@ -127,6 +127,14 @@ class TargetConfig:
         return any(str(mode).startswith("reuse") for mode in self._read("kv_sharing_modes") or ())
 
     @property
+    def merges_streams(self) -> bool:
+        """
+        Whether layers pass several streams on, which come together behind the last one alone (Gemma 3n). Only what the
+        decoder returns as its last hidden state, which the `lm_head` reads, is then one state per token.
+        """
+        return (self._read("altup_num_inputs") or 1) > 1
+
+    @property
     def name_or_path(self) -> str | None:
         """Where the target was loaded from."""
         return self.text.name_or_path or self.whole.name_or_path or None

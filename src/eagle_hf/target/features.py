@@ -51,9 +51,11 @@ class FeatureReader:
         self.layer_ids = config.resolve_feature_layer_ids(num_layers)
         self._last = num_layers
         self._width = config.target_hidden_size
-        self._hooked: dict[int, nn.Module] = {}  # layers whose outputs are read, by the hidden state that they are
+        self._hooked: dict[int, nn.Module] = {}  # modules whose outputs are read, by the hidden state that they are
         if config.reads_last_layer_before_norm(num_layers):
             self._hooked[num_layers] = last_decoder_layer(model, num_layers)
+        elif num_layers in self.layer_ids and target.merges_streams:
+            self._hooked[num_layers] = model.get_decoder()
         self._outputs: dict[int, torch.Tensor] = {}
         self._hooks: list[RemovableHandle] = []
 
@@ -88,6 +90,7 @@ class FeatureReader:
 
         def keep_output(module: nn.Module, args: tuple, output: Any, layer_id: int) -> None:
             if threading.get_ident() == thread:  # others may use the target at the same time
+                output = getattr(output, "last_hidden_state", output)
                 self._outputs[layer_id] = output[0] if isinstance(output, tuple) else output
 
         self._hooks = [

@@ -90,8 +90,11 @@ class FrozenTarget:
                 f"{type(self.model).__name__} returned no `hidden_states`, although they were asked for; a head learns "
                 "from them. Use a target that supports `output_hidden_states`."
             )
-        features = self.reader.concatenate(self.reader.states(outputs.hidden_states), self.device)
+        states = self.reader.states(outputs.hidden_states)
+        features = self.reader.concatenate(states, self.device)
         last = outputs.hidden_states[self.num_layers].to(self.device)
+        if last.dim() != states[0].dim():  # several streams, of which a head reads what has come of them
+            last = states[self.reader.layer_ids.index(self.num_layers)].to(self.device)
         return features, last, outputs.logits.to(self.device)
 
     def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
