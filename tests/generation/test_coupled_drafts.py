@@ -11,7 +11,8 @@ from promises import PROMPT_LENGTHS, left_padded_prompts, target_of
 from transformers import AutoModelForCausalLM
 
 from eagle_hf import EagleDraftModel
-from eagle_hf.generation.choosing import NodeChooser, TokenChooser
+from eagle_hf.generation.choosing import NodeChooser
+from eagle_hf.generation.token_chooser import TokenChooser
 
 
 CARDS = Path(__file__).parents[2] / "hub_cards"

@@ -61,6 +61,7 @@ class Drafter:
         rows: TrueRows | None = None,
     ):
         self.head, self.options, self.stops_early = head, options, stops_early
+        self._max_depth = options.max_depth
         self.is_stopped = False
         self._rows = TrueRows(head) if rows is None else rows
         self._prompt: Prompt | None = None  # that waits to be read
@@ -189,7 +190,7 @@ class Drafter:
         if self._read_waiting_prompt():
             plan.restart_clock()
         with torch.inference_mode():
-            depth = min(max_depth, self.options.max_depth)
+            depth = min(max_depth, self._max_depth)
             noise = None if noise_ahead is None else self._of_the_head(noise_ahead(depth))
             tree = self._grow(roots.to(self.head.draft.device), depth, plan, noise)
             self._rows.cut(max(self._rows.lengths))

@@ -30,7 +30,8 @@ from ..drafting.drafter import Drafter
 from ..drafting.levels import Levels
 from ..drafting.true_rows import TrueRows
 from ..fast.compiled_head import CompiledDrafter
-from ..generation.choosing import NodeChooser, TokenChooser
+from ..generation.choosing import NodeChooser
+from ..generation.token_chooser import TokenChooser
 from ..head.modeling_eagle import EagleDraftModel
 from ..target.target import Target
 from .timing import synchronize, timed

@@ -1,19 +1,12 @@
 """
 Choosing the target's next tokens along the tree, with the same processors, the same random numbers and the same stop
-rules as plain `generate`. Two ways lead to the same tokens:
-
-* `NodeChooser` processes all nodes at once and reads the choices back in one go. It needs processors that look at
-  nothing but the logits, and rows that may run ahead of each other.
-* `TokenChooser` walks the tree one token at a time and calls everything as plain `generate` does: every processor once
-  per emitted token with that token's true prefix, never for a rejected branch, on the whole batch. Rows of a batch
-  advance together, by the number of tokens that all of them accept.
+rules as plain `generate`. Two ways lead to the same tokens: at all nodes at once ([`NodeChooser`], here), and token by
+token ([`TokenChooser`]).
 """
 
 from abc import ABC, abstractmethod
 
 import torch
-from transformers import GenerationConfig
-from transformers.generation import logits_process
 from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper
 
 from ..drafting.coupling import Noise
@@ -22,17 +15,6 @@ from ..verification import accepted_path, choose_greedy, choose_sampled
 from .noise import SamplingNoise
 from .scores import ScoreRecords
 from .text import Text
-
-
-# Processors whose output depends on the logits alone: neither on the prefix nor on earlier calls.
-PREFIX_FREE_PROCESSORS = tuple(
-    getattr(logits_process, name)
-    for name in (
-        "TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper", "TypicalLogitsWarper",
-        "EpsilonLogitsWarper", "EtaLogitsWarper", "TopHLogitsWarper", "SuppressTokensLogitsProcessor",
-        "InfNanRemoveLogitsProcessor", "LogitNormalization",
-    )
-)  # fmt: skip
 
 
 class Chooser(ABC):
@@ -97,7 +79,8 @@ class Chooser(ABC):
 
 class NodeChooser(Chooser):
     """
-    Chooses at all nodes at once. Rows that have finished keep nothing any more.
+    Chooses at all nodes at once and reads the choices back in one go. Rows that have finished keep nothing any more. It
+    needs processors that look at nothing but the logits, and rows that may run ahead of each other.
 
     Args:
         text ([`Text`]): Gets the chosen tokens.
@@ -179,102 +162,3 @@ class NodeChooser(Chooser):
         """Leaves the global generator as plain `generate` leaves it."""
         if self.noise is not None:
             self.noise.rewind(max(self.text.lengths) - self.text.prompt_len)
-
-
-class TokenChooser(Chooser):
-    """
-    Chooses one token after the other. All rows keep the same number of nodes.
-
-    Args:
-        text ([`Text`]): Gets the chosen tokens.
-        processors ([`~transformers.LogitsProcessorList`]): Any processors.
-        records ([`ScoreRecords`]): Get scores and logits.
-        do_sample (`bool`): Whether to sample.
-        vocab_size (`int`): Tokens of the target.
-    """
-
-    def __init__(
-        self,
-        text: Text,
-        processors: LogitsProcessorList,
-        records: ScoreRecords,
-        do_sample: bool,
-        vocab_size: int,
-    ):
-        super().__init__(text, processors, records)
-        self.do_sample = do_sample
-        self.vocab_size = vocab_size
-
-    def advance(self, logits: torch.Tensor, tree: DraftTree) -> list[list[int]]:
-        """See [`Chooser.advance`]."""
-        children = [
-            {(parent, token): node for node, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
-            for tokens, parents in zip(*self._read_back(tree), strict=True)
-        ]
-        rows = torch.arange(len(children), device=logits.device)
-        paths = [[0] for _ in children]
-        while True:
-            at = [path[-1] for path in paths]
-            finished_before = self.text.closed_rows()
-            chosen = self._next_tokens(logits[rows, at].to(copy=True, dtype=torch.float32))
-            closed = self.text.closed_rows()
-            # A row that has just finished needs its last token as a root, or the cache would lack it.
-            if self.text.done or closed != finished_before:
-                return paths
-            next_nodes = [
-                0 if is_closed else child.get((node, token))
-                for child, node, token, is_closed in zip(children, at, chosen, closed, strict=True)
-            ]
-            if any(node is None for node in next_nodes):
-                return paths
-            for path, next_node in zip(paths, next_nodes, strict=True):
-                path.append(next_node or 0)
-
-    def _next_tokens(self, logits: torch.Tensor) -> list[int]:
-        """Appends one column as plain `generate` does, from logits of shape `(batch_size, vocab_size)`."""
-        scores = self.processors(self.text.ids.contiguous(), logits)
-        self.records.add_column(scores, logits)
-        if self.do_sample:
-            tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
-        else:
-            tokens = scores.argmax(dim=-1)
-        self.text.append_column(tokens, self.records.scores)
-        return tokens.tolist()
-
-    def noise_ahead(self, num_tokens: int) -> Noise | None:
-        """See [`Chooser.noise_ahead`]. Here a look ahead only: the numbers are drawn again, token by token."""
-        device = self.text.ids.device
-        if not self.do_sample or not SamplingNoise.is_known(device):
-            return None
-        noise = SamplingNoise(self.text.batch_size, self.vocab_size, device)
-        gumbels = noise.gumbels([0] * self.text.batch_size, num_tokens)
-        noise.rewind(0)
-        return self._with_temperature(gumbels)
-
-    def finish(self) -> None:
-        """Nothing to do: the random numbers were drawn as plain `generate` draws them."""
-
-
-def open_chooser(
-    text: Text,
-    processors: LogitsProcessorList,
-    generation_config: GenerationConfig,
-    records: ScoreRecords,
-    logits: torch.Tensor,
-    rows_may_run_ahead: bool,
-) -> Chooser:
-    """
-    Returns the chooser that is exact for this call, and the faster one where both are.
-
-    Args:
-        text, processors, generation_config, records: As for the choosers.
-        logits (`torch.Tensor` of shape `(batch_size, 1, vocab_size)`): Logits of the prefill.
-        rows_may_run_ahead (`bool`): Whether rows of a batch may have different lengths for a while.
-    """
-    do_sample, (batch_size, _, vocab_size) = bool(generation_config.do_sample), logits.shape
-    is_prefix_free = all(type(processor) in PREFIX_FREE_PROCESSORS for processor in processors)
-    is_known = not do_sample or SamplingNoise.is_known(logits.device)
-    if is_prefix_free and is_known and text.stops_row_wise and (batch_size == 1 or rows_may_run_ahead):
-        noise = SamplingNoise(batch_size, vocab_size, logits.device) if do_sample else None
-        return NodeChooser(text, processors, records, noise)
-    return TokenChooser(text, processors, records, do_sample, vocab_size)

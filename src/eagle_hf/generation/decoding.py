@@ -21,10 +21,9 @@ from ..target.probe import can_verify_trees
 from ..target.target import Target
 from ..tree import DraftTree
 from ..versions import CACHE
-from .choosing import open_chooser
 from .converted_heads import align_draft
 from .kept_rows import RowsOfCache
-from .opening import open_drafter, open_lookup, open_options, open_policy, situation_of
+from .opening import open_chooser, open_drafter, open_lookup, open_options, open_policy, situation_of
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
 from .records import LayerRecords

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation import logits_process
+from transformers.generation.logits_process import LogitsProcessorList
 from transformers.utils import logging
 
 from ..draft_options import DraftOptions
@@ -16,10 +19,25 @@ from ..fast.compiled_head import choose_drafter
 from ..head.modeling_eagle import EagleDraftModel
 from ..target.modules import lent_embedding, lent_lm_head
 from ..target.target import Target
+from .choosing import Chooser, NodeChooser
 from .kept_rows import RowsOfCache
+from .noise import SamplingNoise
+from .scores import ScoreRecords
+from .text import Text
+from .token_chooser import TokenChooser
 
 
 logger = logging.get_logger(__name__)
+
+# Processors whose output depends on the logits alone: neither on the prefix nor on earlier calls.
+PREFIX_FREE_PROCESSORS = tuple(
+    getattr(logits_process, name)
+    for name in (
+        "TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper", "TypicalLogitsWarper",
+        "EpsilonLogitsWarper", "EtaLogitsWarper", "TopHLogitsWarper", "SuppressTokensLogitsProcessor",
+        "InfNanRemoveLogitsProcessor", "LogitNormalization",
+    )
+)  # fmt: skip
 
 
 def open_options(
@@ -47,6 +65,31 @@ def open_options(
         )
     # P-EAGLE drafts chains whatever the options say.
     return options.as_chain() if not is_tree or draft.config.parallel_drafting else options
+
+
+def open_chooser(
+    text: Text,
+    processors: LogitsProcessorList,
+    generation_config: GenerationConfig,
+    records: ScoreRecords,
+    logits: torch.Tensor,
+    rows_may_run_ahead: bool,
+) -> Chooser:
+    """
+    Returns the chooser that is exact for this call, and the faster one where both are.
+
+    Args:
+        text, processors, generation_config, records: As for the choosers.
+        logits (`torch.Tensor` of shape `(batch_size, 1, vocab_size)`): Logits of the prefill.
+        rows_may_run_ahead (`bool`): Whether rows of a batch may have different lengths for a while.
+    """
+    do_sample, (batch_size, _, vocab_size) = bool(generation_config.do_sample), logits.shape
+    is_prefix_free = all(type(processor) in PREFIX_FREE_PROCESSORS for processor in processors)
+    is_known = not do_sample or SamplingNoise.is_known(logits.device)
+    if is_prefix_free and is_known and text.stops_row_wise and (batch_size == 1 or rows_may_run_ahead):
+        noise = SamplingNoise(batch_size, vocab_size, logits.device) if do_sample else None
+        return NodeChooser(text, processors, records, noise)
+    return TokenChooser(text, processors, records, do_sample, vocab_size)
 
 
 def open_drafter(head: EagleDraftModel, options: DraftOptions, target: Target, synced_gpus: bool) -> Drafter:
