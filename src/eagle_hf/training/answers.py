@@ -36,9 +36,9 @@ logger = logging.get_logger(__name__)
 @dataclass(frozen=True)
 class AnswerSettings:
     """
-    How answers are written. A run that goes on must have the settings it began with, the same prompts and target, and
-    renders them at the time at which it began. What is not set here, such as a
-    repetition penalty, is that of `target.generation_config`.
+    Says how answers are written. A run that goes on must have the settings it began with, the same prompts and target,
+    and renders them at the time at which it began. What is not set here, such as a repetition penalty, is that of
+    `target.generation_config`.
 
     Args:
         max_new_tokens (`int`, *optional*, defaults to 1024): Most tokens of an answer.
@@ -90,7 +90,7 @@ class AnswerSettings:
 @dataclass
 class AnswerReport:
     """
-    What was written.
+    Counts what was written.
 
     Args:
         rows ([`RowReport`]): The rows that were read.
@@ -137,7 +137,7 @@ def write_answers(
     split: str = "train",
 ) -> AnswerReport:
     """
-    Let the target answer the prompts of `data`, one JSON line per answer.
+    Lets the target answer the prompts of `data`, one JSON line per answer.
 
     A line holds `messages` up to and including the answer (`prompt` and `completion` for rows of text) to be read, the
     exact tokens `prompt_ids` and `answer_ids` to be trained, and `finished`, which is false where the answer was cut.
@@ -270,7 +270,7 @@ def _answer(
     stop_ids: set[int],
     draft: PreTrainedModel | None,
 ) -> list[dict[str, Any]]:
-    """Lines of all answers of a batch, turn after turn."""
+    """Returns the lines of all answers of a batch, turn after turn."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         # Every batch has its own seed: batches that an earlier run has written need not be drawn again.
         torch.manual_seed(random.Random(f"{settings.seed}, batch {number}").getrandbits(60))
@@ -296,7 +296,7 @@ def _generate(
     stop_ids: set[int],
     draft: PreTrainedModel | None,
 ) -> list[list[int]]:
-    """New tokens of each prompt, up to and including the one at which the target stopped."""
+    """Returns new tokens of each prompt, up to and including the one at which the target stopped."""
     width = max(map(len, prompts))
     filler = min(stop_ids, default=0)  # behind an answer it is cut, before a prompt it is masked
     input_ids = torch.tensor([[filler] * (width - len(ids)) + ids for ids in prompts])
@@ -323,13 +323,13 @@ def _side_file(output: Path) -> Path:
 
 
 def _read_settings(output: Path) -> dict[str, Any]:
-    """What an earlier run recorded; nothing if there was none."""
+    """Returns what an earlier run recorded; nothing if there was none."""
     side_file = _side_file(output)
     return json.loads(side_file.read_text(encoding="utf-8")) if side_file.exists() else {}
 
 
 def _identity_of_generation(target: PreTrainedModel) -> str | None:
-    """Digest of the target's generation configuration, which decides what [`AnswerSettings`] leaves open."""
+    """Returns a digest of the target's generation configuration, which decides what [`AnswerSettings`] leaves open."""
     if target.generation_config is None:
         return None
     settings = target.generation_config.to_diff_dict()
@@ -340,7 +340,7 @@ def _identity_of_generation(target: PreTrainedModel) -> str | None:
 
 def _resume(output: Path, known: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[int, int]:
     """
-    Check the settings of an earlier run, or record those of this one, and drop what that run left incomplete.
+    Checks the settings of an earlier run, or records those of this one, and drops what that run left incomplete.
 
     Args:
         output (`Path`): The file of answers.
@@ -389,7 +389,7 @@ def _resume(output: Path, known: Mapping[str, Any], record: Mapping[str, Any]) -
 
 
 def _stop_ids(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens at which the target stops."""
+    """Returns the tokens at which the target stops."""
     ids = target.generation_config.eos_token_id if target.generation_config is not None else None
     if ids is None:
         ids = tokenizer.eos_token_id
@@ -403,5 +403,5 @@ def _as_list(ids: Any) -> list[int]:
 
 
 def _max_positions(target: PreTrainedModel) -> int | None:
-    """Positions that the target has, if its configuration tells."""
+    """Returns the positions that the target has, if its configuration tells."""
     return TargetConfig(target.config).num_positions

@@ -113,7 +113,9 @@ class EagleTrainingArguments(TrainingArguments):
                 )
 
     def _check_optimizer(self) -> None:
-        """Muon brings its own AdamW for the other parameters."""
+        """
+        Checks that no other optimizer is asked for beside Muon, which brings its own AdamW for the other parameters.
+        """
         if self.muon_learning_rate is None:
             return
         optim = str(getattr(self.optim, "value", self.optim))

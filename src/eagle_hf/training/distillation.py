@@ -74,7 +74,7 @@ def distill(
     num_unrolls: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Sum of the losses of all rows.
+    Returns the sums of the losses of all rows.
 
     Args:
         compute_logits (`Callable`): Hidden states to draft logits.

@@ -30,12 +30,12 @@ _STAGING_PREFIX = ".saving-"
 
 
 def staging_folder(run_dir: str | os.PathLike, step: int) -> Path:
-    """Where the checkpoint of a step is written, in the same file system as its final place."""
+    """Returns where the checkpoint of a step is written, in the same file system as its final place."""
     return Path(run_dir) / f"{_STAGING_PREFIX}checkpoint-{step}"
 
 
 def recover(run_dir: str | os.PathLike) -> None:
-    """Put in place what a killed process had completed but not renamed, and remove what it had not completed."""
+    """Puts in place what a killed process had completed but not renamed, and removes what it had not completed."""
     for folder in Path(run_dir).glob(f"{_STAGING_PREFIX}*"):
         for staged in folder.glob("checkpoint-*"):
             final = folder.parent / staged.name
@@ -47,7 +47,7 @@ def recover(run_dir: str | os.PathLike) -> None:
 
 def publish(staged: Path, final: Path, facts: dict[str, Any]) -> None:
     """
-    Mark a written checkpoint as complete and bring it to its place, at once.
+    Marks a written checkpoint as complete and brings it to its place, at once.
 
     Args:
         staged (`pathlib.Path`): Folder with all files of the checkpoint.
@@ -69,7 +69,7 @@ def publish(staged: Path, final: Path, facts: dict[str, Any]) -> None:
 
 
 def complete_checkpoints(run_dir: str | os.PathLike) -> list[Path]:
-    """Complete checkpoints of a run, oldest first. Others are named in a warning and left alone."""
+    """Returns the complete checkpoints of a run, oldest first. Others are named in a warning and left alone."""
     complete, incomplete = [], []
     folders = [path for path in Path(run_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for folder in sorted(folders, key=lambda path: int(path.name.rpartition("-")[2])):
@@ -81,7 +81,7 @@ def complete_checkpoints(run_dir: str | os.PathLike) -> list[Path]:
 
 
 def find_problem(checkpoint: str | os.PathLike) -> str | None:
-    """What is wrong with the files of a checkpoint; `None` if it is complete."""
+    """Returns what is wrong with the files of a checkpoint; `None` if it is complete."""
     try:
         marker = json.loads((Path(checkpoint) / MARKER).read_text())
         sizes = marker["files"]
@@ -100,7 +100,7 @@ def find_problem(checkpoint: str | os.PathLike) -> str | None:
 
 def read_facts(checkpoint: str | os.PathLike) -> dict[str, Any]:
     """
-    What a checkpoint says of itself.
+    Returns what a checkpoint says of itself.
 
     Raises:
         `ValueError`: if it is not complete; says why.
@@ -114,7 +114,7 @@ def read_facts(checkpoint: str | os.PathLike) -> dict[str, Any]:
 
 
 def rotate(run_dir: str | os.PathLike, limit: int | None, best: str | os.PathLike | None) -> None:
-    """Remove the oldest complete checkpoints beyond `limit`; neither the newest nor the best."""
+    """Removes the oldest complete checkpoints beyond `limit`; neither the newest nor the best."""
     checkpoints = complete_checkpoints(run_dir) if limit is not None and limit > 0 else []
     removable = [path for path in checkpoints[:-1] if best is None or path.name != Path(best).name]
     for path in removable[: max(len(checkpoints) - (limit or 0), 0)]:
@@ -123,7 +123,7 @@ def rotate(run_dir: str | os.PathLike, limit: int | None, best: str | os.PathLik
 
 
 def _flush(path: Path) -> None:
-    """Bring a file or the names in a folder to the disk, where the system lets that be asked for."""
+    """Brings a file or the names in a folder to the disk, where the system lets that be asked for."""
     is_folder = path.is_dir()
     try:
         # Windows flushes only what may be written, and opens no folders: its file system keeps a journal of names.

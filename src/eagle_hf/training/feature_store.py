@@ -38,7 +38,7 @@ _PADDING = {"document_ids": -1}
 
 
 def stored_bytes(num_tokens: int, num_features: int, hidden_size: int, dtype: torch.dtype) -> int:
-    """Bytes that the features of so many tokens take on the disk, ids and masks left out."""
+    """Returns the bytes that the features of so many tokens take on the disk, ids and masks left out."""
     return num_tokens * (num_features + 1) * hidden_size * dtype.itemsize
 
 
@@ -51,7 +51,7 @@ def write_features(
     rendered_at: str | None = None,
 ) -> None:
     """
-    Compute the features of all samples, one by one, and store them. Goes on where it was interrupted.
+    Computes the features of all samples, one by one, and stores them. Goes on where it was interrupted.
 
     Args:
         target ([`FrozenTarget`]): The target.
@@ -159,7 +159,7 @@ class FeatureStore(Dataset):
 
 
 def pad_features(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Collate samples of a [`FeatureStore`], padded on the right, where no token looks."""
+    """Collates samples of a [`FeatureStore`], padded on the right, where no token looks."""
     batch = {
         name: pad_sequence([sample[name] for sample in samples], batch_first=True, padding_value=_PADDING.get(name, 0))
         for name in samples[0]

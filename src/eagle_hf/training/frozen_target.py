@@ -17,7 +17,7 @@ from ..versions import hidden_states_argument
 @dataclass(frozen=True)
 class TargetSignal:
     """
-    What the target says of a batch of texts.
+    Holds what the target says of a batch of texts.
 
     Args:
         features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * hidden_size)`): What the head reads.
@@ -32,13 +32,15 @@ class TargetSignal:
 
 class FrozenTarget:
     """
+    Computes what heads learn from with a target that is not trained.
+
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The target. It is moved to `device`, unless it is there already or hooks of `accelerate` place it (a
             `device_map`, `cpu_offload`, `disk_offload`).
         config ([`EagleConfig`]): Configuration of the head, which says what it reads.
         device (`torch.device`): Where the head is.
-    """  # noqa: D205
+    """
 
     def __init__(self, model: PreTrainedModel, config: EagleConfig, device: torch.device):
         self.model = model.eval()
@@ -55,7 +57,7 @@ class FrozenTarget:
     @torch.no_grad()
     def read(self, inputs: dict[str, Any]) -> TargetSignal:
         """
-        Run the target, or take its features from the batch if they were computed before.
+        Runs the target, or takes its features from the batch if they were computed before.
 
         Args:
             inputs (`dict`):
@@ -72,7 +74,7 @@ class FrozenTarget:
     @torch.no_grad()
     def compute(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Features, last hidden states and logits of a batch, of shape `(batch_size, seq_len, size)` each.
+        Returns the features, last hidden states and logits of a batch, of shape `(batch_size, seq_len, size)` each.
 
         Raises:
             `ValueError`: if the target returns no hidden states.
@@ -103,7 +105,7 @@ class FrozenTarget:
 
     def lm_head(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """
-        Logits of hidden states after the final norm, of shape `(..., vocab_size)`; gradients pass through.
+        Returns the logits of hidden states after the final norm, of shape `(..., vocab_size)`; gradients pass through.
 
         Raises:
             `ValueError`: if the target has no `lm_head`.

@@ -50,21 +50,21 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]  # for the scheduler
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of both parts."""
+        """Takes one step of both parts."""
         for part in self.parts:
             part.step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients of both parts."""
+        """Drops the gradients of both parts."""
         for part in self.parts:
             part.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of both parts."""
+        """Returns the states of both parts."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned."""
+        """Loads what `state_dict` returned."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]

@@ -17,8 +17,8 @@ def new_head(
     target: PreTrainedModel, draft_vocabulary: torch.Tensor | None = None, eagle_version: int = 3, **fields: Any
 ) -> EagleDraftModel:
     """
-    A head with one layer of the target's kind. Its layers are random; its `lm_head` starts as the target's rows, which
-    is closer than noise (EAGLE-3), or uses the target's (EAGLE-1).
+    Returns a head with one layer of the target's kind. Its layers are random; its `lm_head` starts as the target's
+    rows, which is closer than noise (EAGLE-3), or uses the target's (EAGLE-1).
 
     Args:
         target ([`~transformers.PreTrainedModel`]): The target.

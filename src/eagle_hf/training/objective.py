@@ -1,4 +1,6 @@
-"""What the objectives of EAGLE-1 and EAGLE-3 have in common: their result, and how far a chain would be accepted."""
+"""
+Holds what the objectives of EAGLE-1 and EAGLE-3 have in common: their result, and how far a chain would be accepted.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,8 +78,8 @@ def rows_that_draft(loss_mask: torch.Tensor, document_ids: torch.Tensor | None =
 
 def simulated_acceptance_length(accepted: torch.Tensor, drafted: torch.Tensor) -> float:
     """
-    Tokens per verification of a greedy chain: one, and the chance that it is accepted to each depth. Both arguments are
-    of shape `(num_steps,)`, as in [`ObjectiveOutput`].
+    Returns the tokens per verification of a greedy chain: one, and the chance that it is accepted to each depth. Both
+    arguments are of shape `(num_steps,)`, as in [`ObjectiveOutput`].
     """
     return 1.0 + float((accepted / drafted.clamp(min=1)).sum())
 
@@ -91,7 +93,7 @@ class Figures:
         self._counts: list[torch.Tensor] = []
 
     def add(self, output: ObjectiveOutput) -> None:
-        """Count one batch, whose loss is an average over its own trained positions where [`loss`] is asked for."""
+        """Counts one batch, whose loss is an average over its own trained positions where [`loss`] is asked for."""
         self._losses.append(output.loss.detach().float() * output.trained[0])
         self._hits.append(output.step_accuracies.detach() * output.trained)
         self._counts.append(torch.stack([output.accepted, output.drafted, output.trained]))
@@ -104,8 +106,8 @@ class Figures:
 
     def metrics(self, reduce: Callable[..., torch.Tensor]) -> dict[str, float]:
         """
-        Accuracy of every unroll, share of positions from which a greedy chain is accepted to every depth, and its
-        acceptance length.
+        Returns the accuracy of every unroll, share of positions from which a greedy chain is accepted to every depth,
+        and its acceptance length.
 
         Args:
             reduce (`Callable`): Sums a tensor over processes, with `"sum"` as second argument.
@@ -136,7 +138,7 @@ class ChainAcceptance:
         self._trained_so_far: torch.Tensor | bool = True
 
     def add(self, is_hit: torch.Tensor, is_trained: torch.Tensor) -> None:
-        """Count one unroll. Both arguments are boolean and of shape `(batch_size, seq_len)`."""
+        """Counts one unroll. Both arguments are boolean and of shape `(batch_size, seq_len)`."""
         self._trained_so_far = is_trained & self._trained_so_far
         self._accepted_so_far = is_hit & self._trained_so_far & self._accepted_so_far
         self.accepted.append(self._accepted_so_far.sum())
@@ -144,7 +146,9 @@ class ChainAcceptance:
 
 
 def windows(values: torch.Tensor, num_steps: int) -> list[torch.Tensor]:
-    """`values` of shape `(batch_size, seq_len)` moved one to the left per unroll; zeros come in from the right."""
+    """
+    Returns `values` of shape `(batch_size, seq_len)` moved one to the left per unroll; zeros come in from the right.
+    """
     seq_len = values.shape[1]
     padded = torch.nn.functional.pad(values, (0, num_steps))
     return [padded[:, step : step + seq_len] for step in range(num_steps)]

@@ -9,7 +9,7 @@ position_ids   0 1 2 3 4 5 0 1 2 3 0 1 2  0  1
 A token of a packed block must see its own document only. `transformers` finds the documents in the `position_ids`,
 which start again with each, when it is given no `attention_mask` and `use_cache=False`. Not every target lets it:
 attention with sinks of its own, masks that are not made by `transformers.masking_utils`, layers with convolutions or a
-recurrent state, and FlashAttention in batches of several blocks mix the documents, without a word. `packing_check.py`
+recurrent state, and FlashAttention in batches of several blocks silently mix the documents. `packing_check.py`
 tries it before anything is trained on.
 """
 
@@ -27,7 +27,7 @@ from .samples import SampleDataset
 
 def best_fit(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     """
-    Pack documents into few blocks: the longest first, each into the fullest block that still has room for it.
+    Packs documents into few blocks: the longest first, each into the fullest block that still has room for it.
 
     Args:
         lengths (`Sequence[int]`): Tokens of each document.
@@ -130,7 +130,7 @@ class PaddingCollator:
     pad_to_multiple_of: int = 1
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch."""
+        """Makes a batch."""
         longest = max(len(sample["input_ids"]) for sample in samples)
         length = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         ones = [torch.ones(len(sample["input_ids"]), dtype=torch.long) for sample in samples]
@@ -160,7 +160,7 @@ class PackedCollator:
     max_length: int
 
     def __call__(self, blocks: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch."""
+        """Makes a batch."""
         positions = []
         for block in blocks:
             own = torch.as_tensor(block["position_ids"])
@@ -176,7 +176,7 @@ class PackedCollator:
 
 
 def _pad(rows: Sequence[Any], length: int, filler: int) -> torch.Tensor:
-    """Rows of different lengths as `torch.LongTensor` of shape `(len(rows), length)`."""
+    """Returns the rows of different lengths as `torch.LongTensor` of shape `(len(rows), length)`."""
     padded = torch.full((len(rows), length), filler, dtype=torch.long)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = torch.as_tensor(row)

@@ -1,6 +1,6 @@
 """
-Whether a target keeps the documents of a packed block apart. Many do not: attention that is not given its mask by
-`transformers.masking_utils` alone, and layers with a recurrent state or a convolution, which is carried on into the
+Checks whether a target keeps the documents of a packed block apart. Many do not: attention that is not given its mask
+by `transformers.masking_utils` alone, and layers with a recurrent state or a convolution, which is carried on into the
 next document. Nothing says so, and what is learned then is wrong; so it is tried, with a few tokens, before training.
 
 ```text
@@ -56,7 +56,7 @@ def check_packing(target: FrozenTarget, num_blocks: int = 2) -> None:
 
 @torch.no_grad()
 def find_problem(target: FrozenTarget, num_blocks: int = 2) -> str | None:
-    """What is wrong with packed texts for this target; `None` if they are as if each were alone."""
+    """Returns what is wrong with packed texts for this target; `None` if they are as if each were alone."""
     device = target.device
     tokens = (torch.arange(sum(_LENGTHS), device=device) * 7 + 3) % TargetConfig(target.model.config).vocab_size
     documents = tokens.split(_LENGTHS)
@@ -86,11 +86,13 @@ def find_problem(target: FrozenTarget, num_blocks: int = 2) -> str | None:
 
 
 def _signals(target: FrozenTarget, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """What a head learns from: features and logits, of shape `(batch_size, seq_len, num_values)`."""
+    """Returns what a head learns from: features and logits, of shape `(batch_size, seq_len, num_values)`."""
     features, _, logits = target.compute(inputs)
     return [values.float().nan_to_num(nan=1e30, posinf=0.0, neginf=0.0) for values in (features, logits)]
 
 
 def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest distance of a position, averaged over its values: single ones say little in half precision."""
+    """
+    Returns the largest distance of a position, averaged over its values: single ones say little in half precision.
+    """
     return float((found - expected).abs().mean(-1).max())

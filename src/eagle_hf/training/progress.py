@@ -1,4 +1,6 @@
-"""What a run has done so far, over all of its pieces: a run that was interrupted goes on counting where it stopped."""
+"""
+Counts what a run has done so far, over all of its pieces: a run that was interrupted goes on counting where it stopped.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -32,7 +34,7 @@ class Progress:
 
     @classmethod
     def from_dict(cls, known: Mapping[str, Any]) -> "Progress":
-        """What a checkpoint has recorded."""
+        """Returns what a checkpoint has recorded."""
         return cls(**{field.name: known[field.name] for field in fields(cls) if field.name in known})
 
 
@@ -74,7 +76,7 @@ class ProgressCounter:
 
     def read(self, gather: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> Progress:
         """
-        Everything so far, of all processes.
+        Returns everything so far, of all processes.
 
         Args:
             gather (`Callable`): Makes a tensor of shape `(n * processes,)` of one of shape `(n,)` in each process.
@@ -95,12 +97,12 @@ class ProgressCounter:
 
 
 def as_dict(progress: Progress) -> dict[str, Any]:
-    """The counts, ready for JSON."""
+    """Returns the counts, ready for JSON."""
     return asdict(progress)
 
 
 def _lengths(inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Tokens of every text of a batch, one row for several packed ones being as good as one for each."""
+    """Returns the tokens of every text of a batch, one row for several packed ones being as good as one for each."""
     ids = inputs["input_ids"]
     documents = inputs.get("document_ids")
     if documents is not None:

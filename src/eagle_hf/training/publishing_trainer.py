@@ -1,4 +1,4 @@
-"""What a trainer of heads says of itself and brings to the Hub: the head, its record and its card, and nothing else."""
+"""Publishes what a trainer of heads brings to the Hub: the head, its record and its card, and nothing else."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class PublishingTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         """
-        Write the card of a head into the output folder; `push_to_hub` does it. Other arguments of
+        Writes the card of a head into the output folder; `push_to_hub` does it. Other arguments of
         [`~transformers.Trainer.create_model_card`] are ignored: they describe the data of ordinary models.
         """
         if not self.is_world_process_zero():
@@ -77,7 +77,7 @@ class PublishingTrainer(Trainer):
             self.model.training_facts = self.describe()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the head with the record of its training, and without the pickle of arguments, which holds paths."""
+        """Saves the head with the record of its training, and without the pickle of arguments, which holds paths."""
         self._put_record()
         super()._save(output_dir, state_dict)
         (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
@@ -92,7 +92,7 @@ class PublishingTrainer(Trainer):
         **kwargs: Any,
     ) -> Any:
         """
-        Push the head with its card and record, and nothing else of the output folder.
+        Pushes the head with its card and record, and nothing else of the output folder.
 
         Args:
             commit_message, token, revision, private (*optional*): As in [`~transformers.Trainer.push_to_hub`].
@@ -121,7 +121,7 @@ class PublishingTrainer(Trainer):
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push the head of a checkpoint; its optimizer, and the paths in its state, stay here."""
+        """Pushes the head of a checkpoint; its optimizer, and the paths in its state, stay here."""
         if self.args.hub_strategy == HubStrategy.END:
             return
         try:

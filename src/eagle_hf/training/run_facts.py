@@ -1,4 +1,4 @@
-"""What a run of the trainer has done, in the fields of its record."""
+"""Describes what a run of the trainer has done, in the fields of its record."""
 
 from typing import Any
 

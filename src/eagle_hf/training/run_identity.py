@@ -1,5 +1,5 @@
 """
-What identifies a run: the texts that are trained, the target, the recipe and its schedule. A run goes on, or has
+Identifies a run: by the texts that are trained, the target, the recipe and its schedule. A run goes on, or has
 finished, where these are the same. Paths, dates, and what only watches, stores or speeds up a run are no part of it.
 """
 
@@ -100,19 +100,19 @@ def identity_of_settings(
 
 
 def is_open_ended(args: EagleTrainingArguments) -> bool:
-    """Whether a run may be made longer without changing what was trained so far."""
+    """Checks whether a run may be made longer without changing what was trained so far."""
     has_ratio = 0 < float(args.warmup_steps or 0) < 1 or float(getattr(args, "warmup_ratio", 0) or 0) > 0
     return _plain(args.lr_scheduler_type) in _OPEN_ENDED and not has_ratio
 
 
 def horizon(args: EagleTrainingArguments) -> dict[str, Any]:
-    """How long a run is to be."""
+    """Returns how long a run is to be."""
     return {"max_steps": args.max_steps} if args.max_steps > 0 else {"num_train_epochs": args.num_train_epochs}
 
 
 def identity_of_data(dataset: Any) -> str | None:
     """
-    Digest of the texts that are trained, in their order, and of which tokens of them are trained.
+    Returns a digest of the texts that are trained, in their order, and of which tokens of them are trained.
 
     Args:
         dataset (sequence of `dict`):
@@ -201,7 +201,7 @@ def _offloaded(module: nn.Module, name: str, otherwise: torch.Tensor) -> torch.T
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON holds it; files of settings are taken for what they say, not where they are."""
+    """Returns a value as JSON holds it; files of settings are taken for what they say, not where they are."""
     if isinstance(value, enum.Enum):
         return value.value
     if hasattr(value, "to_dict"):

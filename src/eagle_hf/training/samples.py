@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 @dataclass
 class DataReport:
     """
-    What became of the rows.
+    Counts what became of the rows.
 
     Args:
         rows ([`RowReport`]): The rows that were read, and the malformed ones among them.
@@ -116,7 +116,7 @@ def make_samples(
     rendered_at: str | None = None,
 ) -> SampleDataset:
     """
-    Read rows and turn them into samples, ready to train on. The report is logged at INFO.
+    Reads rows and turns them into samples, ready to train on. The report is logged at INFO.
 
     Args:
         data: Rows in any form that [`RowReader`] takes.
@@ -175,7 +175,7 @@ def make_samples(
 
 
 def _rendered(reader: RowReader, chat_text: ChatText, vocab_size: int | None) -> Iterable[tuple[Row, Sample]]:
-    """Every sample with its row; rows that the chat template refuses count as malformed."""
+    """Returns every sample with its row; rows that the chat template refuses count as malformed."""
     for row in logging.tqdm(reader, unit=" rows", desc="Samples"):
         try:
             samples = chat_text(row)
@@ -195,7 +195,7 @@ def _rendered(reader: RowReader, chat_text: ChatText, vocab_size: int | None) ->
 
 def _joined(rendered: Iterable[tuple[Row, Sample]]) -> Iterable[Sample]:
     """
-    Join exact tokens of consecutive turns of one conversation where the next prompt goes on from the last answer, so
+    Joins exact tokens of consecutive turns of one conversation where the next prompt goes on from the last answer, so
     that what they have in common is trained once.
     """
     pending: Sample | None = None

@@ -1,4 +1,4 @@
-"""Whether texts fit the positions that a target has."""
+"""Checks whether texts fit the positions that a target has."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def check_lengths(target: FrozenTarget, dataset: Any) -> None:
 
 
 def _failure(target: FrozenTarget, length: int) -> str | None:
-    """What a forward over so many tokens raises, if anything."""
+    """Returns what a forward over so many tokens raises, if anything."""
     try:
         target.compute({"input_ids": torch.full((1, length), 1, device=target.device)})
     except (ValueError, RuntimeError, LookupError) as error:

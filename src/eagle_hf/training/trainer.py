@@ -97,7 +97,7 @@ class EagleTrainer(PublishingTrainer):
         self.add_callback(_CountFromHere(self))
 
     def _check_best_metric(self) -> None:
-        """Refuse a metric that no evaluation has, before the first evaluation does."""
+        """Refuses a metric that no evaluation has, before the first evaluation does."""
         args, metric = self.args, self.args.metric_for_best_model
         wants_metric = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
         if not wants_metric and args.lr_scheduler_type != SchedulerType.REDUCE_ON_PLATEAU:
@@ -119,7 +119,7 @@ class EagleTrainer(PublishingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
-        """Take the batches of one step, and count the rows that they train, in all processes."""
+        """Takes the batches of one step, and counts the rows that they train, in all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = [rows_that_draft(batch["loss_mask"], _documents(batch)).sum() for batch in batches]
         if not counts:
@@ -137,7 +137,7 @@ class EagleTrainer(PublishingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """
-        Features and logits of the target, then the loss of the head.
+        Returns the features and logits of the target, then the loss of the head.
 
         Args:
             num_items_in_batch (`int` or `torch.Tensor` of shape `()`, *optional*):
@@ -161,7 +161,7 @@ class EagleTrainer(PublishingTrainer):
         return (loss, result) if return_outputs else loss
 
     def _checked(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the target is to read, if it can."""
+        """Returns what the target is to read, if it can."""
         check_batch(self.target.model, self._position_limit, inputs)
         if "features" in inputs or "document_ids" not in inputs:
             return inputs
@@ -222,7 +222,7 @@ class EagleTrainer(PublishingTrainer):
         return noise if noise is not None else (0.1 if self.model.config.eagle_version == 1 else 0.0)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW or what `args.optim` says; Muon and AdamW with `args.muon_learning_rate`."""
+        """Returns AdamW or what `args.optim` says; Muon and AdamW with `args.muon_learning_rate`."""
         if getattr(self, "optimizer", None) is None and self.args.muon_learning_rate is not None:
             self.optimizer: Any = MuonAndAdamW(
                 self.model if model is None else model,
@@ -235,7 +235,7 @@ class EagleTrainer(PublishingTrainer):
         return super().create_optimizer(model)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As in [`~transformers.Trainer`], with what was trained counted."""
+        """Returns the state as [`~transformers.Trainer`] has it, with what was trained counted."""
         loss = super().training_step(model, inputs, *args, **kwargs)
         if self._counter is not None:
             self._counter.add(inputs, loss)
@@ -244,7 +244,7 @@ class EagleTrainer(PublishingTrainer):
     # ------------------------------------------------------------------ figures
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the accuracy of each unroll, and the acceptance length of a greedy chain."""
+        """Adds the accuracy of each unroll, and the acceptance length of a greedy chain."""
         if "loss" in logs:
             logs |= self._figures.metrics(self.accelerator.reduce)
             self._figures = Figures()
@@ -259,7 +259,7 @@ class EagleTrainer(PublishingTrainer):
         return loss.detach(), None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate, and add the acceptance to every depth and the acceptance length of a greedy chain."""
+        """Evaluates, and adds the acceptance to every depth and the acceptance length of a greedy chain."""
         of_training, self._figures = self._figures, Figures()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if metrics := self._figures.metrics(self.accelerator.reduce):
@@ -272,7 +272,7 @@ class EagleTrainer(PublishingTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """
-        Train, as in [`~transformers.Trainer`].
+        Trains, as in [`~transformers.Trainer`].
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
@@ -310,7 +310,7 @@ class EagleTrainer(PublishingTrainer):
         return output
 
     def _check_resumable(self, checkpoint: str) -> dict[str, Any]:
-        """Compare this run with that of a checkpoint; returns what the checkpoint says of itself."""
+        """Compares this run with that of a checkpoint; returns what the checkpoint says of itself."""
         known = durable_checkpoints.read_facts(checkpoint)
         if differing := run_identity.differences(known["run"], self.run_identity()):
             raise ValueError(
@@ -322,8 +322,8 @@ class EagleTrainer(PublishingTrainer):
 
     def run_identity(self) -> dict[str, Any]:
         """
-        What must be the same where a run goes on: the head's shape, data, target, recipe and schedule, and what was put
-        into `identity`.
+        Returns what must be the same where a run goes on: the head's shape, data, target, recipe and schedule, and what
+        was put into `identity`.
         """
         args, config = self.args, self.model.config.to_dict()
         head = {name: config[name] for name in EagleConfig.__annotations__ if name not in _NAMES_IN_CONFIG}
@@ -344,14 +344,14 @@ class EagleTrainer(PublishingTrainer):
         return self._identities[name][1]
 
     def _is_finished(self, checkpoint: str) -> bool:
-        """Whether a checkpoint of this run is its last one."""
+        """Checks whether a checkpoint of this run is its last one."""
         state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
         if self.args.max_steps > 0:
             return state.global_step >= self.args.max_steps
         return float(state.epoch or 0) >= self.args.num_train_epochs
 
     def _finished(self, checkpoint: str) -> TrainOutput:
-        """Take the weights of a run that has finished; [`~transformers.Trainer`] would train one step more."""
+        """Takes the weights of a run that has finished; [`~transformers.Trainer`] would train one step more."""
         logger.info(f"{checkpoint} is the last one of its run: there is nothing left to train.")
         self.state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
@@ -367,7 +367,7 @@ class EagleTrainer(PublishingTrainer):
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Let [`~transformers.Trainer`] write the checkpoint beside its place, and rename it when it is complete."""
+        """Lets [`~transformers.Trainer`] write the checkpoint beside its place, and renames it when it is complete."""
         run_dir = Path(self._get_output_dir(trial))
         staging = durable_checkpoints.staging_folder(run_dir, self.state.global_step)
         final = run_dir / f"checkpoint-{self.state.global_step}"
@@ -406,7 +406,7 @@ class EagleTrainer(PublishingTrainer):
 
 
 def _documents(inputs: dict[str, Any]) -> torch.Tensor:
-    """Which text a position belongs to, -1 for padding, of shape `(batch_size, seq_len)`."""
+    """Returns which text a position belongs to, -1 for padding, of shape `(batch_size, seq_len)`."""
     if (documents := inputs.get("document_ids")) is not None:
         return documents
     mask = inputs.get("attention_mask")

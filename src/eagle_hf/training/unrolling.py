@@ -45,7 +45,7 @@ def unroll(
     position_ids: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
     """
-    Unroll the head `num_steps` times.
+    Unrolls the head `num_steps` times.
 
     Args:
         draft ([`EagleDraftModel`]): The head.
@@ -122,7 +122,7 @@ class _Attention:
         start: int,
         end: int,
     ) -> torch.Tensor:
-        """Output of rows `start` to `end`, of shape `(batch_size, end - start, num_heads * v_dim)`."""
+        """Returns the output of rows `start` to `end`, of shape `(batch_size, end - start, num_heads * v_dim)`."""
         (true_keys, true_values), *guesses = unrolls
         # Query heads that share a key head are rows of one matrix product, so that keys need not be repeated.
         num_kv_heads = true_keys.shape[1]

@@ -10,7 +10,7 @@ from ..head.modeling_eagle import EagleDraftModel
 
 def most_frequent_tokens(counts: Mapping[int, int], draft_vocab_size: int) -> torch.Tensor:
     """
-    The most frequent tokens of the training text, as [`EagleDraftModel.set_draft_vocabulary`] takes them.
+    Returns the most frequent tokens of the training text, as [`EagleDraftModel.set_draft_vocabulary`] takes them.
 
     Args:
         counts (`Mapping[int, int]`):
@@ -32,7 +32,7 @@ def most_frequent_tokens(counts: Mapping[int, int], draft_vocab_size: int) -> to
 
 def coverage(counts: Mapping[int, int], target_ids: torch.Tensor) -> float:
     """
-    Share of a text that a draft vocabulary holds; nothing else of it can be drafted.
+    Returns the share of a text that a draft vocabulary holds; nothing else of it can be drafted.
 
     Args:
         counts (`Mapping[int, int]`): How often each target token occurs.
@@ -45,8 +45,8 @@ def cut_vocabulary(
     draft: EagleDraftModel, target_ids: torch.Tensor, lm_head_weight: torch.Tensor | None = None
 ) -> EagleDraftModel:
     """
-    A copy of a head that drafts from fewer tokens, so that its output layer costs less (FR-Spec). Drafts change, text
-    does not. An EAGLE-1 or EAGLE-2 head, which uses the target's `lm_head`, gets rows of it as its own.
+    Returns a copy of a head that drafts from fewer tokens, so that its output layer costs less (FR-Spec). Drafts
+    change, text does not. An EAGLE-1 or EAGLE-2 head, which uses the target's `lm_head`, gets rows of it as its own.
 
     Args:
         draft ([`EagleDraftModel`]): A head that drafts from the whole vocabulary.

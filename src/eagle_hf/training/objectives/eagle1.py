@@ -38,7 +38,7 @@ def feature_regression_loss(
     num_trained: torch.Tensor | int | None = None,
 ) -> ObjectiveOutput:
     """
-    Compute the loss of one batch: `feature_weight` times smooth L1 between predicted and true features, and
+    Computes the loss of one batch: `feature_weight` times smooth L1 between predicted and true features, and
     `logit_weight` times how far the distributions are that `lm_head` makes of both; averaged over trained positions.
 
     Args:

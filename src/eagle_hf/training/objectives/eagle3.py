@@ -34,7 +34,7 @@ def training_time_test_loss(
     num_trained: torch.Tensor | int | None = None,
 ) -> ObjectiveOutput:
     """
-    Compute the loss of one batch, as the authors do: how far the head is from the target's distribution, restricted to
+    Computes the loss of one batch, as the authors do: how far the head is from the target's distribution, restricted to
     the draft vocabulary, at positions that are trained and whose likeliest target token the head can draft; averaged
     over all positions of the batch, unless `num_trained` is given.
 
