@@ -50,7 +50,7 @@ class GrowingLayer(DynamicLayer):
     @staticmethod
     def adopt(layer: DynamicLayer, max_length: int | None) -> None:
         """
-        Let a plain layer grow like this one, in place, until [`GrowingLayer.release`].
+        Lets a plain layer grow like this one, in place, until [`GrowingLayer.release`].
 
         Args:
             layer ([`~transformers.cache_utils.DynamicLayer`]): The layer.
@@ -62,7 +62,7 @@ class GrowingLayer(DynamicLayer):
     @staticmethod
     def release(layer: DynamicLayer, copy: bool) -> None:
         """
-        Make an adopted layer a plain one again.
+        Makes an adopted layer a plain one again.
 
         Args:
             layer ([`~transformers.cache_utils.DynamicLayer`]): The layer.
@@ -80,7 +80,7 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append the states of shape `(batch_size, heads, new_len, head_dim)`; returns all keys and values."""
+        """Appends the states of shape `(batch_size, heads, new_len, head_dim)`; returns all keys and values."""
         if torch.compiler.is_compiling():  # a target compiled by the user: addresses of memory cannot be traced
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
@@ -117,7 +117,7 @@ class GrowingLayer(DynamicLayer):
         self._buffers = (new[0], new[1])
 
     def reset(self) -> None:
-        """Forget all states and the buffer."""
+        """Forgets all states and the buffer."""
         super().reset()
         self.is_initialized = False  # the next update starts from nothing
         self._buffers = (torch.empty(0), torch.empty(0))
@@ -130,7 +130,7 @@ class GrowingCache(Cache):
         super().__init__(layer_class_to_replicate=GrowingLayer)
 
     def cut(self, length: int) -> None:
-        """Forget all columns from `length` on."""
+        """Forgets all columns from `length` on."""
         for layer in self.layers:
             layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
 
@@ -165,7 +165,7 @@ def layers_with_keys(cache: Cache) -> list[Any]:
 
 def keep_nodes(cache: Cache, lengths: Sequence[int], paths: Sequence[Sequence[int]], num_nodes: int) -> list[int]:
     """
-    Keep the accepted paths of a verification and cut off the rest of the tree.
+    Keeps the accepted paths of a verification and cuts off the rest of the tree.
 
     Args:
         cache ([`~transformers.Cache`]):
@@ -228,19 +228,23 @@ def set_filled(layer: StaticLayer, length: int | torch.Tensor) -> None:
 
 
 def capacity(cache: Cache) -> int | None:
-    """Columns that a cache of fixed size has; `None` for one that grows."""
+    """Returns the columns that a cache of fixed size has; `None` for one that grows."""
     sizes = [layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer)]
     return min(sizes) if sizes else None
 
 
 def round_up(columns: int) -> int:
-    """A size for a cache of fixed size: one of few, so that calls of slightly different lengths share their graphs."""
+    """
+    Returns a size for a cache of fixed size: one of few, so that calls of slightly different lengths share their
+    graphs.
+    """
     return -(-columns // 64) * 64
 
 
 def put_aside(cache: Cache, row: int, column: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """
-    Copies what a column of a row holds in every layer of fixed size, for the time that other rows write over it.
+    Copies what a column of a row holds in every layer of fixed size, for the time that other rows write
+    over it.
 
     Returns:
         Pairs of a view of shape `(heads, head_dim)` and its copy; copying them back undoes what was written.
@@ -314,7 +318,9 @@ class Moves:
         return cls(rows, sources, destinations, moves[0][2])
 
     def to(self, device: torch.device) -> "Moves":
-        """The same moves for a layer on another device: targets may be spread over several, caches be offloaded."""
+        """
+        Returns the same moves for a layer on another device: targets may be spread over several, caches be offloaded.
+        """
         if self.rows.device == device:
             return self
         return Moves(self.rows.to(device), self.sources.to(device), self.destinations.to(device), self.first)
@@ -348,7 +354,7 @@ def _move_quantized_columns(layer: DynamicLayer, moves: Moves | None, end: int) 
 
 
 def _move(states: torch.Tensor, moves: Moves) -> None:
-    """Move columns of states of shape `(batch_size, heads, len, head_dim)` in place."""
+    """Moves columns of states of shape `(batch_size, heads, len, head_dim)` in place."""
     if len(states) == 1:  # one row: its destinations are contiguous
         states[:, :, moves.first : moves.first + len(moves.sources)] = states.index_select(2, moves.sources)
     else:
@@ -356,7 +362,10 @@ def _move(states: torch.Tensor, moves: Moves) -> None:
 
 
 def sliding_columns(lengths: Sequence[int], num_slots: int) -> list[range]:
-    """Which column of its sequence each slot of a sliding layer holds, row by row; negative where it holds nothing."""
+    """
+    Returns which column of its sequence each slot of a sliding layer holds, row by row; negative where it holds
+    nothing.
+    """
     return [range(length - num_slots, length) for length in lengths]
 
 
@@ -377,7 +386,7 @@ def _keep_sliding(
 
 def align_columns(cache: Cache, lengths: Sequence[int]) -> None:
     """
-    Bring the sliding layers of a ragged batch back to the form that `transformers` expects, in which a slot holds the
+    Brings the sliding layers of a ragged batch back to the form that `transformers` expects, in which a slot holds the
     same column for all rows. Full layers have that form anyway.
 
     Args:
@@ -397,7 +406,10 @@ def align_columns(cache: Cache, lengths: Sequence[int]) -> None:
 
 
 def _gather_columns(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Columns `index` of shape `(batch_size, new_len)` of states of shape `(batch_size, heads, len, head_dim)`."""
+    """
+    Returns the columns `index` of shape `(batch_size, new_len)` of states of shape `(batch_size, heads, len,
+    head_dim)`.
+    """
     if len(index) == 1:
         return states.index_select(2, index[0])
     return states.gather(2, index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))

@@ -1,4 +1,4 @@
-"""What a verification asks of the target's cache, and how the cache is handed back as if nothing had happened."""
+"""Makes the target's cache verify drafts, and hands it back as if nothing had happened."""
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
@@ -36,7 +36,7 @@ class LentCache:
 
     def give_back(self, is_seen: bool) -> None:
         """
-        Undo the changes.
+        Undoes the changes.
 
         Args:
             is_seen (`bool`): Whether anybody will use the cache again.
@@ -48,6 +48,6 @@ class LentCache:
 
 
 def settle(cache: Cache) -> None:
-    """Wait until an offloaded cache has arrived where it is being moved to: its copies run beside the computation."""
+    """Waits until an offloaded cache has arrived where it is being moved to: its copies run beside the computation."""
     if getattr(cache, "offloading", False) and torch.accelerator.is_available():
         torch.accelerator.synchronize()

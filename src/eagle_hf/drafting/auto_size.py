@@ -238,7 +238,7 @@ class AutoSize:
         self.text = TextLedger()
 
     def plan(self, max_depth: int) -> AutoPlan:
-        """See [`Policy.plan`]."""
+        """Implements [`Policy.plan`]."""
         if max_depth < 1:
             return AutoPlan(drafts=False, looks_up=False, pair=self.pair, is_observed=False)
         text, batch_size = self.text, self.pair.costs.batch_size
@@ -270,7 +270,7 @@ class AutoSize:
         return self.text.since_plain >= self.MEASURED_AGAIN and self.pauses.saved < 0.25 * costs.plain
 
     def observe(self, plan: Plan, drafted: DraftTree, num_nodes: int, counts: Sequence[int]) -> None:
-        """See [`Policy.observe`]."""
+        """Implements [`Policy.observe`]."""
         before = self.text.num_accepted or [0] * len(counts)
         after = self.text.num_accepted = [n + count for n, count in zip(before, counts, strict=True)]
         rows = [row for row, count in enumerate(counts) if count]  # none had finished before

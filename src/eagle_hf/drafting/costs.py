@@ -1,5 +1,5 @@
 """
-What a step takes, measured on the steps of the running text: a step that adds more tokens takes longer.
+Estimates what a step takes from the steps of the running text: a step that adds more tokens takes longer.
 
 ```text
 seconds = plain + learn                             the head reads the features of accepted tokens
@@ -48,7 +48,7 @@ class StepCosts:
         return sorted(self.plain_steps)[(len(self.plain_steps) - 1) // 3]
 
     def observe(self, parts: Parts, seconds: float) -> None:
-        """Learn from a step."""
+        """Learns from a step."""
         if not any(parts):
             self.plain_steps.append(seconds)
             if self._has_drafted:

@@ -78,12 +78,12 @@ class Drafter:
     # ------------------------------------------------------------------ true features
 
     def begin_with(self, rows: HeadRows, valid: torch.Tensor) -> None:
-        """See [`KeepsRows`]."""
+        """Implements [`KeepsRows`]."""
         self._rows.begin_with(rows, valid)
 
     @torch.inference_mode()
     def rows(self, reads_prompt: bool) -> HeadRows | None:
-        """See [`KeepsRows`]."""
+        """Implements [`KeepsRows`]."""
         self._stop_if_broken()
         if reads_prompt:
             self._read_waiting_prompt()

@@ -1,5 +1,5 @@
 """
-What a head knows of a text when a call ends, for the next call on the same cache of its target:
+Keeps what a head knows of a text when a call ends, for the next call on the same cache of its target:
 
 ```text
 columns of the target's cache    0        1             L-2           L-1
@@ -39,7 +39,7 @@ class HeadRows:
     unread: Learned | None
 
     def real(self) -> torch.Tensor:
-        """Which rows stand for a token, of shape `(batch_size, num_rows)`, the unread ones included."""
+        """Returns which rows stand for a token, of shape `(batch_size, num_rows)`, the unread ones included."""
         counts = self.unread[2] if self.unread is not None else [0] * len(self.lengths)
         ends = torch.tensor([length + count for length, count in zip(self.lengths, counts, strict=True)])
         real = torch.arange(int(ends.max())) < ends[:, None]
@@ -50,7 +50,7 @@ class HeadRows:
 
 @runtime_checkable
 class KeepsRows(Protocol):
-    """What drafts with a head, and can go on where an earlier call has stopped."""
+    """Drafts with a head, and can go on where an earlier call has stopped."""
 
     def begin_with(self, rows: HeadRows, valid: torch.Tensor) -> None:
         """

@@ -1,6 +1,6 @@
 """
-What a step drafts and verifies. A policy is asked three things: what to do in the next step ([`Policy.plan`]), what of
-a tree is worth its time ([`Plan.wants_level`] and its like), and what came of it ([`Policy.observe`]).
+Decides what a step drafts and verifies. A policy is asked three things: what to do in the next step ([`Policy.plan`]),
+what of a tree is worth its time ([`Plan.wants_level`] and its like), and what came of it ([`Policy.observe`]).
 
 Nothing here changes the text: whatever is drafted, the target's own tokens are kept.
 """
@@ -116,7 +116,7 @@ class FixedSize:
     threshold: float = 0.0
 
     def plan(self, max_depth: int) -> Plan:
-        """See [`Policy.plan`]."""
+        """Implements [`Policy.plan`]."""
         return Plan(self.threshold, drafts=max_depth > 0)
 
     def observe(self, plan: Plan, drafted: DraftTree, num_nodes: int, counts: Sequence[int]) -> None:

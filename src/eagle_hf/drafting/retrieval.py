@@ -58,7 +58,7 @@ class SuffixAutomaton:
         self._last = 0  # the state of the whole text
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens."""
+        """Appends tokens."""
         for token in tokens:
             self._append(token)
 
@@ -85,7 +85,7 @@ class SuffixAutomaton:
         end[match] = len(self.tokens)  # the newest occurrence is the likeliest to go on in the same way
 
     def _split(self, found: int, state: int, token: int) -> int:
-        """A new state for those substrings of `found` that are `token` behind a substring of `state`."""
+        """Returns a new state for those substrings of `found` that are `token` behind a substring of `state`."""
         following, link = self._next, self._link
         copy = len(following)
         following.append(following[found].copy())
@@ -100,8 +100,8 @@ class SuffixAutomaton:
 
     def continuation(self, count: int) -> list[int]:
         """
-        The `count` tokens that followed the earlier occurrence of the longest match. Where it is so near the end that
-        fewer did, the text is taken to go on repeating itself.
+        Returns the `count` tokens that followed the earlier occurrence of the longest match. Where it is so near the
+        end that fewer did, the text is taken to go on repeating itself.
         """
         period = len(self.tokens) - self.match_end
         if period == 0:  # nothing was ever repeated
@@ -178,13 +178,15 @@ class Retrieval:
 
 
 def _log_prob(match_length: int) -> float:
-    """How likely a match goes on as it did before, by the rule of succession: it has done so `match_length` times."""
+    """
+    Returns how likely a match goes on as it did before, by the rule of succession: it has done so `match_length` times.
+    """
     return math.log((match_length + 1) / (match_length + 2))
 
 
 def add_path(tree: DraftTree, path: torch.Tensor, count: int, log_probs: torch.Tensor) -> DraftTree:
     """
-    Add a path to every tree. What the tree has of it already is shared, so that no node is there twice; the `count`
+    Adds a path to every tree. What the tree has of it already is shared, so that no node is there twice; the `count`
     tokens that follow become new nodes, in every row as many. Nothing is read back from the device.
 
     Args:

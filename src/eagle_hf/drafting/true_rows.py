@@ -55,7 +55,7 @@ class TrueRows:
         return FeatureReader.concatenate(states, self._device, self._dtype)
 
     def begin_with(self, rows: HeadRows, valid: torch.Tensor) -> None:
-        """See [`KeepsRows`]."""
+        """Implements [`KeepsRows`]."""
         self._earlier = rows, valid
 
     def read_prompt(
@@ -122,7 +122,7 @@ class TrueRows:
         self.last_hidden = take(hidden, last)
 
     def advance(self, counts: Sequence[int]) -> None:
-        """Counts `counts[b]` new rows in row `b` of the batch."""
+        """Takes `counts[b]` new rows in row `b` of the batch."""
         self.lengths = [n + count for n, count in zip(self.lengths, counts, strict=True)]
         self.root_positions = [p + count for p, count in zip(self.root_positions, counts, strict=True)]
 

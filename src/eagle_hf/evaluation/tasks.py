@@ -189,7 +189,7 @@ def _spread(prompts: list[Prompt], most: int | None) -> list[Prompt]:
 
 
 def _turns(row: Any, prompt_field: str) -> list[list[Message]] | str:
-    """Returns the turns of a row, or why it has none."""
+    """Turns of a row, or why it has none."""
     if not isinstance(row, Mapping):
         return "not an object"
     if row.get("turns") is None and isinstance(row := as_messages(row), str):

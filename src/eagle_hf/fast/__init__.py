@@ -1,1 +1,1 @@
-"""What is there for speed alone. Nothing below depends on it."""
+"""Holds what is there for speed alone. Nothing below depends on it."""

@@ -50,11 +50,11 @@ class FixedRows(TrueRows):
         super().__init__(head, Cache(layers=[StaticLayer(max_cache_len=self.num_columns) for _ in head.draft.layers]))
 
     def cut(self, length: int) -> None:
-        """See [`TrueRows.cut`]."""
+        """Implements [`TrueRows.cut`]."""
         _cut(self.cache, length)
 
     def levels(self, depth: int, noise: Noise | None) -> Levels:
-        """See [`TrueRows.levels`]; what is appended from now on, until `cut`, stands in the place of guesses."""
+        """Implements [`TrueRows.levels`]; what is appended from now on, until `cut`, stands in the place of guesses."""
         seen = self.seen()
         seen = F.pad(seen, (0, self.first_guess - seen.shape[-1]))
         self.cut(self.first_guess)

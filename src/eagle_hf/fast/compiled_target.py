@@ -26,7 +26,7 @@ def columns_of_text(
     input_ids: torch.Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
 ) -> int | None:
     """
-    Columns of the cache that the longest text of a call fills; `None` where only its end is known.
+    Returns the columns of the cache that the longest text of a call fills; `None` where only its end is known.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(batch_size, prompt_len)`): The prompt, or what is new of it.
@@ -43,8 +43,8 @@ def columns_of_text(
 
 def with_room(model: PreTrainedModel, cache: Cache, num_nodes: int) -> Cache:
     """
-    The cache to generate with: a static one that `generate` has just made is replaced by one with room for a tree.
-    Those of users stay as they are; trees shrink where they end.
+    Returns the cache to generate with: a static one that `generate` has just made is replaced by one with room for a
+    tree. Those of users stay as they are; trees shrink where they end.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The target.
@@ -64,8 +64,8 @@ def with_room(model: PreTrainedModel, cache: Cache, num_nodes: int) -> Cache:
 
 def plain_sizes(cache: Cache) -> list[int | None]:
     """
-    How many columns each layer of plain `generate`'s cache would have here, which its attentions are wide; `None` for
-    layers that grow.
+    Returns how many columns each layer of plain `generate`'s cache would have here, which its attentions are wide;
+    `None` for layers that grow.
     """
     sizes = list(getattr(cache, "plain_sizes", fixed_sizes(cache)))
     # A target may have appended layers to the cache that `generate` made for it (Dory, for layers that run twice).
@@ -76,7 +76,7 @@ def compiled_call(
     model: PreTrainedModel, model_kwargs: dict[str, Any], generation_config: GenerationConfig
 ) -> Callable[..., Any] | None:
     """
-    The compiled forward of the target, where plain `generate` would compile its steps; and also on a CPU if a
+    Returns the compiled forward of the target, where plain `generate` would compile its steps; and also on a CPU if a
     `compile_config` was passed, since this asks for it.
 
     Args:
@@ -113,13 +113,13 @@ class CompiledForward:
 
     def look_over(self) -> None:
         """
-        See what the target's modules are like; once per `generate` call, after the prefill: the first one that returns
-        hidden states installs hooks for them.
+        Recomputes the fingerprint of the target's modules; once per `generate` call, after the prefill: the first one
+        that returns hidden states installs hooks for them.
         """
         self._state = state_of(self._model)
 
     def __call__(self, **inputs: Any) -> Any:
-        """As the target's `forward`."""
+        """Calls the target's `forward`."""
         if self._leaves_rows_open:
             masks = inputs["attention_mask"]
             for mask in masks.values() if isinstance(masks, dict) else [masks]:

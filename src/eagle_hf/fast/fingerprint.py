@@ -19,7 +19,7 @@ from transformers import AttentionInterface, CompileConfig, PreTrainedConfig
 
 def compiled(owner: nn.Module, function: Callable, config: CompileConfig) -> Callable[..., Any]:
     """
-    A function compiled once per owner and way of compiling, without guards of modules.
+    Returns a function compiled once per owner and way of compiling, without guards of modules.
 
     Args:
         owner (`torch.nn.Module`): Keeps the compiled functions: a new wrapper would compile them again.
@@ -54,26 +54,27 @@ def _kept_guards(guards: Sequence[Any]) -> list[bool]:
 
 
 def changes_itself(module: nn.Module) -> bool:
-    """Whether forwards of a module change it, so that its graphs have to be guarded."""
+    """Checks whether forwards of a module change it, so that its graphs have to be guarded."""
     return any(map(has_growing_frequencies, module.modules()))
 
 
 def has_growing_frequencies(module: nn.Module) -> bool:
-    """Whether the frequencies of a rotary embedding change with the length of texts."""
+    """Checks whether the frequencies of a rotary embedding change with the length of texts."""
     kind = str(vars(module).get("rope_type", ""))  # a name, or one by kind of layer
     return "dynamic" in kind or "longrope" in kind
 
 
 def depends_on(state: str) -> None:
-    """Make a graph one of this state: what a function does not read, its graphs are not guarded by."""
+    """Reads `state` inside a traced function, so that Dynamo guards its graphs on it."""
     if not state:
         raise ValueError("A compiled function was not told the state of its modules (`state_of`).")
 
 
 def state_of(*modules: nn.Module) -> str:
     """
-    What graphs of these modules depend on besides inputs and the values of parameters: their attributes, those of
-    their configurations, kinds and shapes of tensors, hooks, kinds of attention. Equal strings stand for equal states.
+    Returns what graphs of these modules depend on besides inputs and the values of parameters: their attributes, those
+    of their configurations, kinds and shapes of tensors, hooks, kinds of attention. Equal strings stand for equal
+    states.
     """
     seen: dict[int, int] = {}
     state: list[Any] = [

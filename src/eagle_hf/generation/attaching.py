@@ -1,4 +1,4 @@
-"""Heads that a target uses without being told to, for callers that cannot pass `assistant_model`."""
+"""Attaches heads that a target uses by default, for callers that cannot pass `assistant_model`."""
 
 import inspect
 import os
@@ -101,7 +101,7 @@ class AttachedGenerate(_AttachedCall):
         return self.previous(*args, **plain)
 
     def _refusal(self, config: CallConfig, written: Mapping[str, Any]) -> str | None:
-        """Why the call is not drafted, as far as it is known by now."""
+        """Returns why the call is not drafted, as far as it is known by now."""
         if (mode := config.other_mode()) is not None:
             return f"the call asks for {mode}, and drafts go with greedy search or sampling."
         if (name := config.other_drafter(written)) is not None:
@@ -127,7 +127,7 @@ _CALLS = {"generate": AttachedGenerate, "init_continuous_batching": AttachedBatc
 
 def attach(model: PreTrainedModel, draft: EagleDraftModel) -> None:
     """
-    Makes `model.generate(...)` use the draft without being told to, for callers that cannot pass `assistant_model`,
+    Makes `model.generate(...)` use the draft by default, for callers that cannot pass `assistant_model`,
     such as servers and pipelines. An `assistant_model` that is passed all the same wins. Calls that cannot be drafted,
     such as beam search or `use_cache=False`, run as plain `generate`, with one warning for every reason.
 

@@ -1,4 +1,4 @@
-"""What a call of `generate` asks for, read before `transformers` has prepared it."""
+"""Reads what a call of `generate` asks for, before `transformers` has prepared it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +32,7 @@ class CallConfig:
         return GenerationConfig._get_default_generation_params().get(name) if value is None else value
 
     def other_mode(self) -> str | None:
-        """What kind of generation the call asks for, where it is neither greedy search nor sampling."""
+        """Returns what kind of generation the call asks for, where it is neither greedy search nor sampling."""
         mode = GenerationConfig.get_generation_mode(self)
         drafted = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.ASSISTED_GENERATION)
         return None if mode in drafted else str(mode.value).replace("_", " ")

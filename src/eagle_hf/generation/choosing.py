@@ -94,7 +94,7 @@ class NodeChooser(Chooser):
         self.noise = noise
 
     def advance(self, logits: torch.Tensor, tree: DraftTree) -> list[list[int]]:
-        """See [`Chooser.advance`]."""
+        """Implements [`Chooser.advance`]."""
         scores = self._process(logits)
         if self.noise is None:
             chosen = choose_greedy(scores)
@@ -139,7 +139,7 @@ class NodeChooser(Chooser):
         return [slowest if done else c for c, done in zip(columns, self.text.finished, strict=True)]
 
     def noise_ahead(self, num_tokens: int) -> Noise | None:
-        """See [`Chooser.noise_ahead`]."""
+        """Implements [`Chooser.noise_ahead`]."""
         if self.noise is None:
             return None
         return self._with_temperature(self.noise.gumbels(self._first_columns(), num_tokens))
@@ -154,7 +154,7 @@ class NodeChooser(Chooser):
         return self.processors(None, scores).view(logits.shape)
 
     def rows_without_last_token(self) -> list[int]:
-        """See [`Chooser.rows_without_last_token`]."""
+        """Implements [`Chooser.rows_without_last_token`]."""
         length = max(self.text.lengths)
         return [row for row, n in enumerate(self.text.lengths) if n < length]
 

@@ -16,7 +16,7 @@ from ..draft_options import DraftOptions
 
 class ChoiceOfTokens:
     """
-    How the tokens of a call's chains are chosen.
+    Says how the tokens of a call's chains are chosen.
 
     Args:
         generation_config ([`~transformers.GenerationConfig`]): As prepared by `generate`.

@@ -36,7 +36,7 @@ logger = logging.get_logger(__name__)
 @dataclass(frozen=True)
 class _Fingerprint:
     """
-    What a head was like when it was copied.
+    Records what a head was like when it was copied.
 
     Args:
         structure (`tuple`): Its modules and their attributes, and where which version of its tensors was.
@@ -47,7 +47,7 @@ class _Fingerprint:
     samples: list[torch.Tensor]
 
     def agrees(self, other: "_Fingerprint") -> bool:
-        """Whether two fingerprints are of the same head."""
+        """Checks whether two fingerprints are of the same head."""
         return self.structure == other.structure and all(map(torch.equal, self.samples, other.samples))
 
 
@@ -101,7 +101,7 @@ def forget_copies(draft: Any) -> None:
 
 
 def _drops_out(draft: EagleDraftModel) -> bool:
-    """Whether forwards of the head are random, as those of adapters in training may be."""
+    """Checks whether forwards of the head are random, as those of adapters in training may be."""
     return draft.training and any(isinstance(module, _DropoutNd) and module.p > 0 for module in draft.modules())
 
 
@@ -109,8 +109,8 @@ def _drops_out(draft: EagleDraftModel) -> bool:
 @torch.no_grad()
 def _converted(draft: EagleDraftModel, dtype: torch.dtype, device: torch.device) -> EagleDraftModel:
     """
-    A copy of a head in which the floating-point parameters have another dtype; tensors that are as they should be are
-    shared with the head. Buffers keep their dtype: frequencies of rotary embeddings are no weights.
+    Returns a copy of a head in which the floating-point parameters have another dtype; tensors that are as they should
+    be are shared with the head. Buffers keep their dtype: frequencies of rotary embeddings are no weights.
     """
     # What `deepcopy` finds in its memo it takes from there: tensors never exist in both dtypes on one device.
     memo: dict[int, Any] = {id(each): each for each in (draft.config, draft.generation_config)}
@@ -134,9 +134,9 @@ _NUM_SUMMED = 2**22  # values of every tensor that are summed up, which takes a 
 
 def _fingerprint(draft: EagleDraftModel) -> _Fingerprint:
     """
-    What tells whether a head has changed. Optimizers, `load_state_dict` and other edits in place raise the version of a
-    tensor; edits of `parameter.data` do not, and are seen by the sum of its bits and some of the values, in large
-    tensors of evenly spaced values alone.
+    Returns what tells whether a head has changed. Optimizers, `load_state_dict` and other edits in place raise the
+    version of a tensor; edits of `parameter.data` do not, and are seen by the sum of its bits and some of the values,
+    in large tensors of evenly spaced values alone.
     """
     tensors = list(chain(draft.parameters(), draft.buffers()))
     structure = (state_of(draft), *((id(each), each.data_ptr(), _version(each)) for each in tensors))
@@ -147,7 +147,7 @@ def _fingerprint(draft: EagleDraftModel) -> _Fingerprint:
 
 
 def _samples(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Bytes of evenly spaced values, which are compared as such: NaN equals itself."""
+    """Yields the bytes of evenly spaced values, which are compared as such: NaN equals itself."""
     for tensor in tensors:
         if type(tensor) in (torch.Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta:
             values = tensor.detach().reshape(-1)

@@ -3,7 +3,7 @@ The decoding loop in the public form of `transformers`: a callable that `generat
 of `transformers` is replaced for it: it works after [`~eagle_hf.generation.seam.uninstall`] as well.
 
 `generate` prepares the call, and hands a callable what it hands its own loops, but for what it calls the arguments of a
-mode. These it drops without a word, so that they go by names of ours here:
+mode. These it drops silently; here they go by names of ours:
 
 ```text
 generate(assistant_model=, streamer=, synced_gpus=, stop_strings=, tokenizer=)
@@ -113,7 +113,9 @@ def decode(
 
 
 def _with_draft_options(signature: inspect.Signature) -> inspect.Signature:
-    """`generate` hands a callable those keywords that its signature names, and refuses others as misspelt."""
+    """
+    Adds the draft options to a signature: `generate` hands a callable those keywords alone that its signature names.
+    """
     *named, rest = signature.parameters.values()
     options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
@@ -220,8 +222,8 @@ _DROPPED = ("assistant_model", "streamer", "synced_gpus")
 
 def _arguments_of_generate() -> Mapping[str, Any]:
     """
-    The arguments of the `generate` that is running. There is no other way to see what was passed and not handed on:
-    they are read from its frame, only to be refused, and nothing works by them.
+    Returns the arguments of the `generate` that is running. There is no other way to see what was passed and not handed
+    on: they are read from its frame, only to be refused, and nothing works by them.
     """
     frame = sys._getframe()
     code = inspect.unwrap(GenerationMixin.generate).__code__
@@ -233,7 +235,9 @@ def _arguments_of_generate() -> Mapping[str, Any]:
 
 
 def is_spread_over_ranks(model: PreTrainedModel) -> bool:
-    """Whether every forward takes all ranks; what `generate` finds out for its own loops, and keeps to itself."""
+    """
+    Checks whether every forward takes all ranks; what `generate` finds out for its own loops, and keeps to itself.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
     is_spread = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)

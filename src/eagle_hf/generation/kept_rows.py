@@ -132,7 +132,7 @@ _Mark = tuple[weakref.ref, int]
 
 
 class _Attribute:
-    """What hangs on a cache: by head its rows, and what the layers were when the cache was handed back."""
+    """Holds what hangs on a cache: by head its rows, and what the layers were when the cache was handed back."""
 
     def __init__(self) -> None:
         self.kept: weakref.WeakKeyDictionary[EagleDraftModel, tuple[KeptRows, list[_Mark]]]
@@ -160,7 +160,7 @@ def _marks(cache: Cache) -> list[_Mark]:
 
 
 def _are_same(marks: list[_Mark], others: list[_Mark]) -> bool:
-    """Whether the layers are the same tensors with the same values; layers without keys do not tell."""
+    """Checks whether the layers are the same tensors with the same values; layers without keys do not tell."""
     return (
         bool(marks)
         and len(marks) == len(others)

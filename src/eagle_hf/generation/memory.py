@@ -1,4 +1,4 @@
-"""What outlives a call of `generate` on purpose, and how to be rid of it."""
+"""Frees what outlives a call of `generate` on purpose."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What `generate(..., return_dict_in_generate=True)` returns with an EAGLE draft."""
+"""Defines what `generate(..., return_dict_in_generate=True)` returns with an EAGLE draft."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

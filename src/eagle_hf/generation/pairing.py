@@ -1,4 +1,4 @@
-"""Whether a target, a draft and the options of a `generate` call fit together; refused at the door with the reason."""
+"""Checks, before anything runs, that target, draft and options of a `generate` call fit together."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -67,7 +67,7 @@ def check_call(
     written: Mapping[str, Any] | None = None,
 ) -> None:
     """
-    Check what is known before anything has run.
+    Checks what is known before anything has run.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The target.
@@ -115,7 +115,7 @@ def check_call(
 
 def check_pair(model: PreTrainedModel, draft: EagleDraftModel) -> None:
     """
-    Check that the draft was made for a target of this shape.
+    Checks that the draft was made for a target of this shape.
 
     Raises:
         `ValueError`: naming both numbers that do not fit.
@@ -168,7 +168,7 @@ def _last_part(name: str | None) -> str:
 
 def check_cache(cache: Cache | None, num_columns: int | None = None) -> None:
     """
-    Check that every layer of the cache can drop rejected nodes.
+    Checks that every layer of the cache can drop rejected nodes.
 
     Args:
         cache ([`~transformers.Cache`], *optional*): As prepared by `generate`.
@@ -209,7 +209,7 @@ def check_cache(cache: Cache | None, num_columns: int | None = None) -> None:
 
 
 def _check_static_window(layer: StaticSlidingWindowLayer, num_columns: int | None) -> None:
-    """As long as nothing has left its window, a static layer with one is like any other static layer."""
+    """Checks that nothing leaves a window: until then, a static layer with one is like any other static layer."""
     if num_columns is None or num_columns > layer.max_cache_len:
         columns = "a text of unknown length" if num_columns is None else f"a text of up to {num_columns + 1} tokens"
         raise CannotDraft(

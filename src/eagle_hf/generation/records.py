@@ -104,7 +104,7 @@ class LayerRecords:
         return (first, *(self._join(rows, dim=0) for rows in self._attentions))
 
     def _join(self, rows: dict[int, LayerTensors], dim: int) -> LayerTensors:
-        """Join the rows of a column; zeros for rows that have finished."""
+        """Joins the rows of a column; zeros for rows that have finished."""
         some = next(iter(rows.values()))
         nothing = tuple(None if tensor is None else torch.zeros_like(tensor) for tensor in some)
         by_layer = zip(*(rows.get(row, nothing) for row in range(self._batch_size)), strict=True)
@@ -118,7 +118,9 @@ def _column(columns: list[dict[int, LayerTensors]], column: int) -> dict[int, La
 
 
 def _node_state(state: torch.Tensor, row: int, node: int) -> torch.Tensor:
-    """Hidden state of a node, `(..., 1, 1, hidden_size)`, from `(..., batch_size, num_nodes, hidden_size)`."""
+    """
+    Returns the hidden state of a node, `(..., 1, 1, hidden_size)`, from `(..., batch_size, num_nodes, hidden_size)`.
+    """
     return state[..., row : row + 1, node : node + 1, :].clone()  # not a view, which would keep the whole tree
 
 

@@ -1,5 +1,5 @@
 """
-How an EAGLE draft gets into `generate`: four methods of `GenerationMixin` are wrapped once, when `eagle_hf` is
+Brings EAGLE drafts into `generate`: four methods of `GenerationMixin` are wrapped once, when `eagle_hf` is
 imported. They act on EAGLE drafts only and pass everything else on to what was there before. In the order in which
 `generate` calls them:
 
@@ -103,10 +103,10 @@ class _Assistant:
     @classmethod
     def of(cls, assistant: Any) -> "_Assistant | None":
         """
-        The head that was given as `assistant_model`; `None` if it is something else.
+        Returns the head that was given as `assistant_model`; `None` if it is something else.
 
         Raises:
-            `ValueError`: if it is the name of a model, which `generate` would stumble over.
+            `ValueError`: if it is the name of a model, which `generate` does not take.
         """
         if isinstance(assistant, _Assistant):
             return assistant

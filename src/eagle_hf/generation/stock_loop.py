@@ -1,5 +1,5 @@
 """
-How a head gets into the decoding loop of `transformers`: the loop asks the target for the generator of a call, by a
+Brings a head into the decoding loop of `transformers`: the loop asks the target for the generator of a call, by a
 method that knows the classes of assistants by name. An attribute of the target stands in front of this method for a
 while.
 """

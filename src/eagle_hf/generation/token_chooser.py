@@ -38,7 +38,7 @@ class TokenChooser(Chooser):
         self.vocab_size = vocab_size
 
     def advance(self, logits: torch.Tensor, tree: DraftTree) -> list[list[int]]:
-        """See [`Chooser.advance`]."""
+        """Implements [`Chooser.advance`]."""
         children = [
             {(parent, token): node for node, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
             for tokens, parents in zip(*self._read_back(tree), strict=True)
@@ -74,7 +74,7 @@ class TokenChooser(Chooser):
         return tokens.tolist()
 
     def noise_ahead(self, num_tokens: int) -> Noise | None:
-        """See [`Chooser.noise_ahead`]. Here a look ahead only: the numbers are drawn again, token by token."""
+        """Implements [`Chooser.noise_ahead`]. Here a look ahead only: the numbers are drawn again, token by token."""
         device = self.text.ids.device
         if not self.do_sample or not SamplingNoise.is_known(device):
             return None
@@ -84,4 +84,4 @@ class TokenChooser(Chooser):
         return self._with_temperature(gumbels)
 
     def finish(self) -> None:
-        """Nothing to do: the random numbers were drawn as plain `generate` draws them."""
+        """Does nothing: the random numbers were drawn as plain `generate` draws them."""

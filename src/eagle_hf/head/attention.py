@@ -103,7 +103,7 @@ def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
 ) -> torch.Tensor:
     """
-    Attention of new rows over all rows.
+    Computes the attention of new rows over all rows.
 
     Args:
         query (`torch.Tensor` of shape `(batch_size, num_heads, seq_len, qk_dim)`): Queries.

@@ -52,7 +52,9 @@ class EagleDecoderLayer(nn.Module):
     def attention_inputs(
         self, hidden_states: torch.Tensor, inputs_embeds: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What attention reads, of shape `(batch_size, seq_len, input_size)`, and the residual it is added to."""
+        """
+        Returns what attention reads, of shape `(batch_size, seq_len, input_size)`, and the residual it is added to.
+        """
         if not self.reads_embeddings:
             return self.input_layernorm(hidden_states), hidden_states
         normed = self.hidden_norm(hidden_states)
@@ -68,7 +70,9 @@ class EagleDecoderLayer(nn.Module):
         cache: Cache | None,
         unrolled_attention: UnrolledAttention | None = None,
     ) -> torch.Tensor:
-        """Output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
+        """
+        Returns the output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`].
+        """
         inputs, residual = self.attention_inputs(hidden_states, inputs_embeds)
         hidden_states = residual + self.self_attn(inputs, rotary, attention_mask, cache, unrolled_attention)
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))

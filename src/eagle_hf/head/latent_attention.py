@@ -81,7 +81,9 @@ class MultiHeadLatentAttention(Attention):
 
 
 def _length_scaling(rope_parameters: dict) -> float:
-    """By how much scaled rotary embeddings sharpen attention, where the configuration says so (`mscale_all_dim`)."""
+    """
+    Returns by how much scaled rotary embeddings sharpen attention, where the configuration says so (`mscale_all_dim`).
+    """
     mscale, factor = rope_parameters.get("mscale_all_dim"), rope_parameters.get("factor", 1.0)
     if not mscale or factor <= 1 or rope_parameters.get("rope_type", "default") == "default":
         return 1.0

@@ -154,8 +154,8 @@ class EagleDraftModel(PreTrainedModel):
         **kwargs: Any,
     ) -> "EagleDraftModel":
         """
-        Load a head from the Hub or a folder, in any published layout. Safetensors are preferred; PyTorch files are read
-        with `weights_only=True`. Code in a repository is never executed.
+        Loads a head from the Hub or a folder, in any published layout. Safetensors are preferred; PyTorch files are
+        read with `weights_only=True`. Code in a repository is never executed.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): Repository id on the Hub, or a folder.
@@ -207,7 +207,7 @@ class EagleDraftModel(PreTrainedModel):
         return model
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save configuration, weights (safetensors), `generation_config` and `training.json`. As in `transformers`."""
+        """Saves configuration, weights (safetensors), `generation_config` and `training.json`. As in `transformers`."""
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             self.generation_config.save_pretrained(save_directory)
@@ -234,7 +234,9 @@ class EagleDraftModel(PreTrainedModel):
         self._training_record = None if facts is None else facts.to_json()
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Push to the Hub in one commit, with a model card; arguments as in [`~eagle_hf.hub.publishing.push_head`]."""
+        """
+        Pushes to the Hub in one commit, with a model card; arguments as in [`~eagle_hf.hub.publishing.push_head`].
+        """
         from ..hub.publishing import push_head  # the Hub's client is imported by who publishes
 
         return push_head(self, repo_id, **kwargs)
@@ -252,12 +254,12 @@ class EagleDraftModel(PreTrainedModel):
         return torch.arange(self.config.vocab_size, device=self.device)
 
     def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
-        """Target ids of draft ids, of any shape."""
+        """Returns the target ids of draft ids, of any shape."""
         return draft_ids + self.d2t[draft_ids] if self.has_reduced_vocabulary else draft_ids
 
     def set_draft_vocabulary(self, target_ids: torch.Tensor) -> None:
         """
-        Choose which target tokens the head can draft.
+        Chooses which target tokens the head can draft.
 
         Args:
             target_ids (`torch.LongTensor` of shape `(draft_vocab_size,)`): Different target ids, in ascending order.
@@ -275,14 +277,14 @@ class EagleDraftModel(PreTrainedModel):
         self.d2t.copy_(target_ids - torch.arange(len(target_ids), device=target_ids.device))
 
     def rotary(self, position_ids: torch.Tensor) -> Rotary:
-        """Rotary embedding of positions of shape `(batch_size, seq_len)`, as `step` takes it."""
+        """Returns the rotary embedding of positions of shape `(batch_size, seq_len)`, as `step` takes it."""
         like = cast(EagleDecoderLayer, self.layers[0]).mlp.down_proj.weight  # only its device and dtype are read
         cos, sin = self.rotary_emb(like, position_ids)
         return cos[:, None], sin[:, None]
 
     def project_features(self, features: torch.Tensor) -> torch.Tensor:
         """
-        Bring the target's features to what `forward` takes as `hidden_states`.
+        Brings the target's features to what `forward` takes as `hidden_states`.
 
         Args:
             features (`torch.Tensor` of shape `(batch_size, seq_len, num_features * target_hidden_size)`):
@@ -389,7 +391,7 @@ class EagleDraftModel(PreTrainedModel):
         unrolled_attention: UnrolledAttention | None = None,
     ) -> torch.Tensor:
         """
-        `forward` without its defaults and without logits, for the drafting loop.
+        Runs `forward` without its defaults and without logits, for the drafting loop.
 
         Args:
             hidden_states, inputs_embeds, cache: As in `forward`.
@@ -443,5 +445,8 @@ class EagleDraftModel(PreTrainedModel):
 
 
 def _causal_mask(seq_len: int, past_len: int, device: torch.device) -> torch.Tensor:
-    """Boolean mask of shape `(1, 1, seq_len, past_len + seq_len)`; row `i` sees the past and rows up to itself."""
+    """
+    Returns the boolean mask of shape `(1, 1, seq_len, past_len + seq_len)`; row `i` sees the past and rows up to
+    itself.
+    """
     return torch.ones(seq_len, past_len + seq_len, dtype=torch.bool, device=device).tril(past_len)[None, None]

@@ -22,7 +22,7 @@ _RUN_IN_ORDER: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 @contextmanager
 def watched_layers(model: PreTrainedModel) -> Iterator[None]:
-    """Within this context one forward of the target is to be run: it shows in which order the layers run."""
+    """Watches the one forward of the target that is run within this context: it shows in which order the layers run."""
     layers, calls = _declared_layers(model), []
     hooks = [
         layer.register_forward_hook(lambda *_, number=number: calls.append(number))
@@ -38,8 +38,8 @@ def watched_layers(model: PreTrainedModel) -> Iterator[None]:
 
 def direct_layers(model: PreTrainedModel) -> list[nn.Module]:
     """
-    The target's layers, if the output of layer `i` is known to be entry `i + 1` of the hidden states that it returns
-    (of the last layer it is not, as that entry is normed).
+    Returns the target's layers, if the output of layer `i` is known to be entry `i + 1` of the hidden states that it
+    returns (of the last layer it is not, as that entry is normed).
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The target.
@@ -56,7 +56,7 @@ def forget_order(model: PreTrainedModel) -> None:
 
 
 def _declared_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers whose outputs the target declares as its hidden states, if hooks on them are called."""
+    """Returns the layers whose outputs the target declares as its hidden states, if hooks on them are called."""
     decoder = model.get_decoder()
     kind = (getattr(decoder, "_can_record_outputs", None) or {}).get("hidden_states")
     if not isinstance(kind, type) or not issubclass(kind, nn.Module):
@@ -68,5 +68,5 @@ def _declared_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _has_other_forward(module: nn.Module) -> bool:
-    """Whether a module was compiled, which may have been without hooks, or runs on several devices."""
+    """Checks whether a module was compiled, which may have been without hooks, or runs on several devices."""
     return "forward" in vars(module) or module._compiled_call_impl is not None

@@ -75,7 +75,7 @@ class FeatureReader:
 
     def read_layers(self, layers: Sequence[nn.Module]) -> None:
         """
-        Read the features from the layers themselves, if all of them can be read so: asking the target for one hidden
+        Reads the features from the layers themselves, if all of them can be read so: asking the target for one hidden
         state costs as much as asking for all. The embeddings and what comes after the final norm are outputs of none.
 
         Args:
@@ -165,8 +165,8 @@ class FeatureReader:
 
 def last_decoder_layer(model: PreTrainedModel, num_layers: int) -> nn.Module:
     """
-    The last layer of a target's decoder, whatever its attributes are called: decoders keep their layers in the first
-    list of this length.
+    Returns the last layer of a target's decoder, whatever its attributes are called: decoders keep their layers in the
+    first list of this length.
 
     Raises:
         `ValueError`: if there is no such list.
@@ -186,7 +186,7 @@ Learned = tuple[torch.Tensor, torch.Tensor, Sequence[int]]
 
 
 def join_steps(steps: Sequence[Learned]) -> Learned:
-    """What several steps have brought, as if it had been one: real columns first in every row."""
+    """Returns what several steps have brought, as if it had been one: real columns first in every row."""
     features, tokens, counts = zip(*steps, strict=True)
     if len(counts[0]) == 1:
         return torch.cat(features, dim=1), torch.cat(tokens, dim=1), [sum(count for (count,) in counts)]

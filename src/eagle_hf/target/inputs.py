@@ -1,4 +1,4 @@
-"""What plain `generate` passes to every forward besides tokens, positions, mask and cache."""
+"""Passes on what plain `generate` gives every forward besides tokens, positions, mask and cache."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ class StepInputs:
         self._inputs = {name: value for name, value in inputs.items() if name not in _OWN and value is not None}
 
     def for_nodes(self, num_nodes: int) -> dict[str, Any]:
-        """The arguments for a forward over so many nodes per row."""
+        """Returns the arguments for a forward over so many nodes per row."""
         inputs = dict(self._inputs)
         for name in _PER_TOKEN:
             if name in inputs:  # all nodes are text, as the newest token is

@@ -1,4 +1,4 @@
-"""What a forward over draft trees returns of the target's layers, for those who asked `generate` for it."""
+"""Records what a forward over draft trees returns of the target's layers, for those who asked `generate` for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -16,8 +16,8 @@ from ..tree import DraftTree
 
 def window_of(layer: CacheLayerMixin) -> int | None:
     """
-    The window that a layer of the cache is cut to; `None` for those that keep all columns: layers with full attention,
-    and static ones, which `check_cache` lets pass only where the whole text fits the window.
+    Returns the window that a layer of the cache is cut to; `None` for those that keep all columns: layers with full
+    attention, and static ones, which `check_cache` lets pass only where the whole text fits the window.
     """
     return layer.sliding_window if layer.is_sliding and not isinstance(layer, StaticLayer) else None
 
@@ -47,7 +47,9 @@ class TreeMasks:
                 self.layer_of_type.setdefault(kind, index)
 
     def cache_layers(self, num_layers: int) -> list[int]:
-        """For every layer whose attentions a forward returns, a layer of the cache with the same kind of mask."""
+        """
+        Returns, for every layer whose attentions a forward returns, a layer of the cache with the same kind of mask.
+        """
         kinds = [kind for kind in self.layer_types or ["all"] * num_layers if kind in self.layer_of_type]
         return [self.layer_of_type[kind] for kind in kinds[:num_layers]]
 
@@ -65,6 +67,8 @@ class TreeMasks:
         self, tree: DraftTree, lengths: list[int], additive_dtype: torch.dtype | None
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """
+        Makes the mask that shows every node the text before it and its own path.
+
         Args:
             tree ([`DraftTree`]): The trees to verify.
             lengths (`list[int]` of length `batch_size`): Committed columns of each row.
@@ -73,7 +77,7 @@ class TreeMasks:
 
         Returns:
             A tensor of shape `(batch_size, 1, num_nodes, kv_len)`, or a dictionary of them by layer type.
-        """  # noqa: D205
+        """
         ancestors = tree.ancestor_mask()
         masks = {}
         for kind, index in self.layer_of_type.items():

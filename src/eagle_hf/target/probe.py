@@ -35,8 +35,8 @@ _FAILURES = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, A
 @torch.no_grad()
 def can_verify_trees(model: PreTrainedModel, is_static: bool = False) -> bool:
     """
-    Whether the target verifies trees exactly; if not, whether it verifies chains and takes them back. Found out with
-    two forwards of a few tokens, and some more for targets that cannot. The plain forward gets the inputs that the
+    Checks whether the target verifies trees exactly; if not, whether it verifies chains and takes them back. Found out
+    with two forwards of a few tokens, and some more for targets that cannot. The plain forward gets the inputs that the
     target itself prepares for `generate`:
 
     ```text
@@ -73,7 +73,7 @@ def forget_verdicts(model: PreTrainedModel) -> None:
 
 
 def _state(model: PreTrainedModel) -> int:
-    """What a verdict depends on, as a number that is equal for equal states."""
+    """Returns what a verdict depends on, as a number that is equal for equal states."""
     modules = (
         (type(module), module.training, getattr(module, "gradient_checkpointing", None)) for module in model.modules()
     )
@@ -81,7 +81,7 @@ def _state(model: PreTrainedModel) -> int:
 
 
 def _why_training_fails(model: PreTrainedModel) -> str:
-    """What to do about a target that cannot verify drafts in training mode."""
+    """Returns what to do about a target that cannot verify drafts in training mode."""
     modules = [module for module in model.modules() if module.training]
     if any(getattr(module, "gradient_checkpointing", False) for module in modules):
         disable = "activation_checkpointing_disable"  # as it is called in newer versions
@@ -171,7 +171,7 @@ def _probe(model: PreTrainedModel, is_static: bool) -> bool:
 @contextmanager
 def _call_set_aside(model: PreTrainedModel) -> Iterator[None]:
     """
-    Keep what belongs to the call of `generate` that probes, and not to the target, apart from the probe: how far an
+    Keeps what belongs to the call of `generate` that probes, and not to the target, apart from the probe: how far an
     image shifts the positions behind it, which multimodal targets remember, and which of PEFT's adapters is for which
     row, which hooks know.
     """
@@ -192,28 +192,32 @@ def _call_set_aside(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _pad_token(model: PreTrainedModel) -> int | None:
-    """The target's padding token, if it has one that can be embedded."""
+    """Returns the target's padding token, if it has one that can be embedded."""
     config = TargetConfig(model.config)
     token = config.special_token_ids["pad_token_id"]
     return token if isinstance(token, int) and token < config.vocab_size else None
 
 
 def _plain(model: PreTrainedModel, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-    """Logits of an ordinary forward over a prompt, with the inputs that the target prepares for `generate`."""
+    """
+    Returns the logits of an ordinary forward over a prompt, with the inputs that the target prepares for `generate`.
+    """
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     mask = _no_padding(model, tokens, tokens.shape[1])
     return model(**prepared_inputs(model, tokens, positions, mask, cache, is_first=True)).logits
 
 
 def _no_padding(model: PreTrainedModel, tokens: torch.Tensor, length: int) -> torch.Tensor | None:
-    """A mask as `generate` makes it of a prompt without padding, for targets that take one: some need it (Bloom)."""
+    """
+    Returns a mask as `generate` makes it of a prompt without padding, for targets that take one: some need it (Bloom).
+    """
     return tokens.new_ones(1, length) if "attention_mask" in inspect.signature(model.forward).parameters else None
 
 
 def _window_beyond_the_cache(model: PreTrainedModel) -> int:
     """
-    A window of attention that the cache does not know of: the model cuts it out of its own mask, by slots, which would
-    be wrong for trees (GPT-Neo). Only a prompt that fills it can tell. 0 without one.
+    Returns a window of attention that the cache does not know of: the model cuts it out of its own mask, by slots,
+    which would be wrong for trees (GPT-Neo). Only a prompt that fills it can tell. 0 without one.
     """
     config = model.config.get_text_config(decoder=True)
     knows = any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=model.config).layers)
@@ -222,7 +226,7 @@ def _window_beyond_the_cache(model: PreTrainedModel) -> int:
 
 
 def _prefilled(model: PreTrainedModel, prompt: torch.Tensor, cache: Cache) -> Cache:
-    """A new cache, filled with a prompt."""
+    """Returns a new cache, filled with a prompt."""
     _plain(model, prompt, cache)
     if not has_recurrent_state(cache):
         _record_past(cache)
@@ -231,8 +235,8 @@ def _prefilled(model: PreTrainedModel, prompt: torch.Tensor, cache: Cache) -> Ca
 
 def _plain_with_cache(model: PreTrainedModel, tokens: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache | None]:
     """
-    Logits of an ordinary forward, and the new cache that it filled where that can be cropped; `None` where not, or
-    where it fails.
+    Returns the logits of an ordinary forward, and the new cache that it filled where that can be cropped; `None` where
+    not, or where it fails.
     """
     if any(isinstance(layer, LinearAttentionLayer) for layer in cache.layers):
         return _plain(model, tokens), None
@@ -244,14 +248,14 @@ def _plain_with_cache(model: PreTrainedModel, tokens: torch.Tensor, cache: Cache
 
 
 def _record_past(cache: Cache) -> None:
-    """Let layers with windows keep what `crop` may need."""
+    """Lets layers with windows keep what `crop` may need."""
     for layer in cache.layers:
         if hasattr(layer, "record_past"):
             layer.record_past = True
 
 
 def _tree_logits(model: PreTrainedModel, prompt_len: int, tree: DraftTree, cache: Cache) -> torch.Tensor:
-    """Logits after every node, of shape `(1, num_nodes, vocab_size)`, from one forward over the tree."""
+    """Returns the logits after every node, of shape `(1, num_nodes, vocab_size)`, from one forward over the tree."""
     root_position = torch.tensor([[prompt_len]], device=tree.tokens.device)
     masks = TreeMasks(model.config.get_text_config(decoder=True), cache, prompt_mask=None)
     return forward_tree(model, tree, root_position, [prompt_len], cache, masks).logits
@@ -261,8 +265,8 @@ def _chain_logits(
     model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Tensor, new_cache: Callable[[], Cache]
 ) -> torch.Tensor:
     """
-    Logits after both paths of shape `(2, 3)`: the second one goes on from the root after the first is taken back. A
-    recurrent target goes back behind the root and reads it again.
+    Returns the logits after both paths of shape `(2, 3)`: the second one goes on from the root after the first is taken
+    back. A recurrent target goes back behind the root and reads it again.
     """
     cache = _prefilled(model, prompt, new_cache())
 
@@ -295,7 +299,7 @@ def _chain_logits(
 def _single_step_logits(
     model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Tensor, new_cache: Callable[[], Cache]
 ) -> torch.Tensor:
-    """Logits after both paths of shape `(2, 3)`, token by token, as plain `generate` computes them."""
+    """Returns the logits after both paths of shape `(2, 3)`, token by token, as plain `generate` computes them."""
     logits = []
     for path in paths:
         cache = _prefilled(model, prompt, new_cache())

@@ -29,7 +29,7 @@ from ..tree import DraftTree
 
 
 def has_recurrent_state(cache: Cache) -> bool:
-    """Whether a filled cache holds recurrent states. (States of convolutions alone can be cropped.)"""
+    """Checks whether a filled cache holds recurrent states. (States of convolutions alone can be cropped.)"""
     return any(
         isinstance(layer, LinearAttentionLayer) and any(state is not None for state in layer.recurrent_states.values())
         for layer in cache.layers
@@ -37,7 +37,7 @@ def has_recurrent_state(cache: Cache) -> bool:
 
 
 def double_recurrent_states(cache: Cache) -> None:
-    """Make the recurrent states wrong, to see whether a forward reads them."""
+    """Makes the recurrent states wrong, to see whether a forward reads them."""
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer):
             for state in layer.recurrent_states.values():
@@ -47,14 +47,14 @@ def double_recurrent_states(cache: Cache) -> None:
 
 def filled_length(cache: Cache, read_len: int) -> int:
     """
-    Columns that a cache holds after a forward over `read_len` tokens. Purely recurrent caches do not count them: all
-    that matters there is what this call reads.
+    Returns the columns that a cache holds after a forward over `read_len` tokens. Purely recurrent caches do not count
+    them: all that matters there is what this call reads.
     """
     return int(cache.get_seq_length()) if counts_columns(cache) else read_len
 
 
 def counts_columns(cache: Cache) -> bool:
-    """Whether a cache knows how many columns it holds, which purely recurrent ones do not."""
+    """Checks whether a cache knows how many columns it holds, which purely recurrent ones do not."""
     return any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
 
 
@@ -130,7 +130,7 @@ class DeferredReplay:
     @contextmanager
     def as_single_steps(self) -> Iterator[None]:
         """
-        Let a forward over several tokens compute what single steps compute. Nemotron-H and Zamba2 clamp small time
+        Lets a forward over several tokens compute what single steps compute. Nemotron-H and Zamba2 clamp small time
         steps in the former only, so that even plain `generate` gives a prompt other states than a text.
         """
         limits = [module.time_step_limit for module in self._clamping]
@@ -148,11 +148,11 @@ class DeferredReplay:
         return 0 if self.pending is None else self.pending.shape[1]
 
     def clamp_depth(self, depth: int) -> int:
-        """No drafts where too many tokens wait."""
+        """Allows no drafts where too many tokens wait."""
         return 0 if self.num_pending >= self.MAX_PENDING else depth
 
     def begin(self, tree: DraftTree) -> DraftTree:
-        """What to run instead of a chain: the waiting tokens in front of it, whose outputs are no news."""
+        """Returns what to run instead of a chain: the waiting tokens in front of it, whose outputs are no news."""
         if self._snapshot is None:
             self._snapshot = _Snapshot(self.cache)
         tokens = tree.tokens
@@ -162,11 +162,11 @@ class DeferredReplay:
         return self._chain(tokens if self.pending is None else torch.cat([self.pending, tokens], dim=1))
 
     def caught_up(self) -> None:
-        """Take note that the waiting tokens have been read."""
+        """Takes note that the waiting tokens have been read."""
         self.pending = self._snapshot = None
 
     def replay(self) -> DraftTree:
-        """The waiting tokens alone."""
+        """Returns the waiting tokens alone."""
         return self._chain(self._read[:, :0] if self.pending is None else self.pending)
 
     def _chain(self, tokens: torch.Tensor) -> DraftTree:
@@ -176,7 +176,7 @@ class DeferredReplay:
 
     def end(self, paths: Sequence[Sequence[int]]) -> None:
         """
-        Keep the accepted part of the last forward.
+        Keeps the accepted part of the last forward.
 
         Args:
             paths (`Sequence[Sequence[int]]` of length `batch_size`):
@@ -194,6 +194,6 @@ class DeferredReplay:
         self._closed_rows |= finished
 
     def undo(self) -> None:
-        """Bring the cache back to the boundary."""
+        """Brings the cache back to the boundary."""
         if self._snapshot is not None:
             self._snapshot.restore()

@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig
 @dataclass(frozen=True)
 class RotarySwitch:
     """
-    Where the frequencies of a target change.
+    Knows where the frequencies of a target change.
 
     Args:
         length (`int`): Longest text with the first frequencies, in tokens.
@@ -35,7 +35,7 @@ class RotarySwitch:
     @classmethod
     def on_the_way(cls, config: PreTrainedConfig, prompt_len: int, max_length: int | None) -> "RotarySwitch | None":
         """
-        The switch that a text meets while it grows; `None` where there is none.
+        Returns the switch that a text meets while it grows; `None` where there is none.
 
         Args:
             config ([`~transformers.PreTrainedConfig`]): Text config of the target.
@@ -58,7 +58,7 @@ class RotarySwitch:
 
     def clamp_depth(self, depth: int, root_column: int, root_position: int) -> int:
         """
-        How deep a tree may be, so that all its nodes lie on the same side of the switch as the text so far.
+        Returns how deep a tree may be, so that all its nodes lie on the same side of the switch as the text so far.
 
         Args:
             depth (`int`): Depth that is wanted.
@@ -70,7 +70,7 @@ class RotarySwitch:
         return 0 if self.is_plain_step(root_column, root_position) else depth
 
     def is_plain_step(self, root_column: int, root_position: int) -> bool:
-        """Whether this step must be one of plain `generate`."""
+        """Checks whether this step must be one of plain `generate`."""
         return root_column >= self.length and (
             self.keeps_changing or root_column == self.length or root_position <= self.length
         )

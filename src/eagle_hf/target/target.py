@@ -36,7 +36,7 @@ from .rotary_switch import RotarySwitch
 @dataclass(frozen=True)
 class PromptFeatures:
     """
-    What the draft learns from the prompt.
+    Holds what the draft learns from the prompt.
 
     Args:
         states (`list[torch.Tensor]`, each of shape `(batch_size, seq_len, hidden_size)`):
@@ -61,7 +61,7 @@ class PromptFeatures:
 @dataclass(frozen=True)
 class Verified:
     """
-    What one forward over draft trees has brought, between [`Target.verify`] and [`Target.keep`].
+    Holds what one forward over draft trees has brought, between [`Target.verify`] and [`Target.keep`].
 
     Args:
         tree ([`DraftTree`]): The trees that were run: those proposed, as far as the cache had room for them.
@@ -146,7 +146,7 @@ class Target:
         return self._compiled is not None and not self.is_on_cpu
 
     def compiling(self) -> tuple[CompileConfig | None, int | None]:
-        """How the target's steps are compiled, `None` if they are not, and the columns of its cache."""
+        """Returns how the target's steps are compiled, `None` if they are not, and the columns of its cache."""
         if self._compiled is None:
             return None, None
         return self.generation_config.compile_config or CompileConfig(), capacity(self.cache)
@@ -155,7 +155,7 @@ class Target:
 
     def prefill(self, input_ids: torch.Tensor) -> torch.Tensor:
         """
-        Run the prompt, as plain `generate` does.
+        Runs the prompt, as plain `generate` does.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, prompt_len)`): The prompt.
@@ -199,7 +199,10 @@ class Target:
         return outputs.logits[:, -1:]
 
     def _in_last_chunk(self, num_read: int) -> int | None:
-        """Tokens of a prompt that the last forward of the prefill read; `None` where the cache does not count them."""
+        """
+        Returns the tokens of a prompt that the last forward of the prefill read; `None` where the cache does not count
+        them.
+        """
         chunk = self.generation_config.prefill_chunk_size or num_read
         return (num_read - 1) % chunk + 1 if num_read else None
 
@@ -209,7 +212,7 @@ class Target:
 
     def prompt_features(self, num_known_tokens: int) -> PromptFeatures:
         """
-        Features of the prompt, as far as the prefill computed them and the token after each is known.
+        Returns the features of the prompt, as far as the prefill computed them and the token after each is known.
 
         Args:
             num_known_tokens (`int`): Prompt tokens whose ids are known; 0 where the prompt was given as embeddings.
@@ -225,8 +228,8 @@ class Target:
 
     def clamp_depth(self, depth: int) -> int:
         """
-        No deeper than the target has positions: learned position embeddings end at `max_position_embeddings`. Beyond
-        it, steps are plain ones.
+        Returns a depth for which the target has positions: learned position embeddings end at
+        `max_position_embeddings`. Beyond it, steps are plain ones.
         """
         if self.replay is not None:
             depth = self.replay.clamp_depth(depth)
@@ -265,13 +268,13 @@ class Target:
         return Verified(tree, logits, states, num_rows, self._layer_outputs(outputs, num_rows, self.lengths))
 
     def _fit(self, tree: DraftTree) -> DraftTree:
-        """As much of the tree as there is room for in a cache of fixed size."""
+        """Returns as much of the tree as there is room for in a cache of fixed size."""
         columns = capacity(self.cache) if tree.num_nodes > 1 else None
         return tree if columns is None else tree.first(max(columns - max(self.lengths), 1))
 
     def _make_way(self) -> None:
         """
-        Put aside the last column of rows that fill a cache of fixed size, and so have ended: nodes of the others begin
+        Puts aside the last column of rows that fill a cache of fixed size, and so have ended: nodes of the others begin
         there.
         """
         columns = capacity(self.cache)
@@ -286,8 +289,8 @@ class Target:
 
     def _num_rows(self, num_nodes: int) -> int:
         """
-        Rows that a compiled forward gets for so many nodes. On a CPU at least two: a single row would be a graph of its
-        own, and a slower one (docs/performance.md).
+        Returns the rows that a compiled forward gets for so many nodes. On a CPU at least two: a single row would be a
+        graph of its own, and a slower one (docs/performance.md).
         """
         if self.has_fixed_shapes:
             return self.max_nodes if num_nodes > 1 else 1
@@ -295,7 +298,7 @@ class Target:
 
     def idle(self, newest: torch.Tensor) -> None:
         """
-        Run a forward that changes nothing, for other ranks that wait for this one in theirs.
+        Runs a forward that changes nothing, for other ranks that wait for this one in theirs.
 
         Args:
             newest (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.
@@ -321,7 +324,7 @@ class Target:
             return self._forward_chain(self.replay.begin(tree), self.replay.num_pending, **kwargs)
 
     def _root_place(self) -> tuple[int, int]:
-        """Column and largest position of the roots, for targets whose rows keep in step."""
+        """Returns the column and the largest position of the roots, for targets whose rows keep in step."""
         return max(self.lengths), int(self._root_position.max())
 
     @property
@@ -331,7 +334,8 @@ class Target:
 
     def _plain_step(self, tokens: torch.Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
         """
-        A step of plain `generate`, which lets the target prepare it. It may start a new cache (Phi-3 at its switch).
+        Returns a step of plain `generate`, which lets the target prepare it. It may start a new cache (Phi-3 at its
+        switch).
 
         Args:
             tokens (`torch.LongTensor` of shape `(batch_size, 1)`): The newest tokens.
@@ -361,7 +365,7 @@ class Target:
         return outputs
 
     def _forward_chain(self, chain: DraftTree, num_pending: int, **kwargs: Any) -> CausalLMOutputWithPast:
-        """Run a chain that begins with `num_pending` committed tokens."""
+        """Runs a chain that begins with `num_pending` committed tokens."""
         mask = self._prompt_mask
         if mask is not None:
             new_len = self.lengths[0] - num_pending + chain.num_nodes - mask.shape[1]
@@ -369,7 +373,7 @@ class Target:
         return forward_chain(self.model, chain, self._root_position - num_pending, mask, self.cache, **kwargs)
 
     def catch_up(self) -> bool:
-        """Let a recurrent state that outlives this call read what it still lacks; whether it lacked anything."""
+        """Replays waiting tokens if the recurrent state outlives this call. Returns whether there were any."""
         lags_behind = self.replay is not None and self.replay.num_pending > 0 and self.outlives_generate
         if self.replay is not None and lags_behind:
             with self.replay.as_single_steps():
@@ -416,7 +420,7 @@ class Target:
         self._num_unkept = 0
 
     def _features(self, states: Sequence[torch.Tensor], index: torch.Tensor) -> torch.Tensor:
-        """Hidden states at columns `index` of shape `(batch_size, k)`, concatenated."""
+        """Returns the hidden states at columns `index` of shape `(batch_size, k)`, concatenated."""
         rows = torch.arange(len(index), device=index.device)[:, None]
         states = [s.to(index.device) for s in states]
         states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
@@ -425,7 +429,9 @@ class Target:
     def _layer_outputs(
         self, outputs: CausalLMOutputWithPast, num_nodes: int, lengths: Sequence[int]
     ) -> LayerOutputs | None:
-        """What `generate` returns of the layers, with the last `num_nodes` keys being those of a tree; or `None`."""
+        """
+        Returns what `generate` returns of the layers, with the last `num_nodes` keys being those of a tree; or `None`.
+        """
         if not (self._wants_hidden_states or self._wants_attentions):
             return None
         hidden_states = outputs.hidden_states if self._wants_hidden_states else None
@@ -452,7 +458,7 @@ class Target:
         return bool(getattr(self.cache, "_is_user_defined", False))
 
     def _release(self) -> None:
-        """Hand the cache back as plain `generate` leaves it."""
+        """Hands the cache back as plain `generate` leaves it."""
         if self._num_unkept:  # an exception came between verification and acceptance
             self._keep([()] * len(self.lengths), self._num_unkept)
         if self.replay is not None:  # an exception may have come while tokens were read again
