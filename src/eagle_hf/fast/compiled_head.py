@@ -199,7 +199,7 @@ def _grow(
         if isinstance(shape, StaticPlan):
             tree = grow_static_tree(levels, roots, hidden, shape)
         else:
-            tree = grow_dynamic_tree(levels, roots, hidden, shape, Plan())
+            tree = grow_dynamic_tree(levels, roots, hidden, shape, Plan(started=0.0))  # a clock would end the graph
     return tree.tokens, tree.parents, tree.depths, tree.scores, tree.max_depth
 
 
