@@ -166,3 +166,31 @@ def test_a_head_without_lm_head_has_no_logits():
     with pytest.raises(ValueError, match="Pass the target's"):
         draft.compute_logits(output.last_hidden_state)
     assert torch.equal(draft.draft_to_target_ids, torch.arange(320))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask", ["none", "boolean", "additive"])
+def test_attention_is_the_one_that_is_asked_for(draft, tmp_path, monkeypatch, mask):
+    draft.save_pretrained(tmp_path)
+    hidden, embeds = random_inputs(draft)
+    masks = {"none": None, "boolean": torch.ones(9, 9, dtype=torch.bool).tril().roll(1, 0).logical_or(torch.eye(9))}
+    masks["additive"] = torch.zeros(9, 9).masked_fill(~masks["boolean"], torch.finfo(torch.float32).min)
+    chosen = masks[mask] if mask == "none" else masks[mask].expand(2, 1, 9, 9)
+    expected = draft(hidden, embeds, attention_mask=chosen).last_hidden_state
+    eager = EagleDraftModel.from_pretrained(tmp_path, attn_implementation="eager")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)  # is not called
+        got = eager(hidden, embeds, attention_mask=chosen).last_hidden_state
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    eager.set_attn_implementation("sdpa")
+    assert torch.equal(eager(hidden, embeds, attention_mask=chosen).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention", "no_such_attention"])
+def test_attention_that_heads_do_not_have_is_refused(draft, tmp_path, name):
+    draft.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{name}.*'sdpa', 'eager'"):
+        EagleDraftModel.from_pretrained(tmp_path, attn_implementation=name)
+    draft.config._attn_implementation = name
+    with pytest.raises(ValueError, match=f"{name}.*'sdpa', 'eager'"):
+        draft(*random_inputs(draft))

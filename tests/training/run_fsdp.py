@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 
 from eagle_hf.training import FrozenTarget, training_time_test_loss  # noqa: E402
+from eagle_hf.training.head_in_training import HeadInTraining  # noqa: E402
 
 
 def head_and_objective(rank: int):
@@ -30,7 +31,7 @@ def head_and_objective(rank: int):
     frozen = FrozenTarget(target, head.config, torch.device("cpu"))
     ids = torch.randint(3, 90, (1, 12), generator=torch.Generator().manual_seed(rank))
     signal = frozen.read({"input_ids": ids})
-    return head, partial(
+    return HeadInTraining(head), partial(
         training_time_test_loss, features=signal.features, input_ids=ids, target_logits=signal.logits,
         loss_mask=torch.ones_like(ids), embed_tokens=frozen.embed_tokens, num_steps=3,
     )  # fmt: skip

@@ -14,37 +14,52 @@ from ..configuration_eagle import EagleConfig
 
 # Cosines and sines, of shape (batch_size, 1, seq_len, rotary_dim) each.
 Rotary = tuple[torch.Tensor, torch.Tensor]
-# Attention of one layer in training, given its index, queries, keys and values of shape (batch_size, heads, seq_len,
-# dim), and the factor of the scores; returns (batch_size, seq_len, num_heads * v_dim).
-UnrolledAttention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
 class Attention(nn.Module, ABC):
-    """Attention of a head's layer: how queries, keys and values are made, its kinds say in `project`."""
+    """
+    Attention of a head's layer. Its kinds say in `project` how queries, keys and values are made; `attend` may be
+    replaced on an instance, as training does to unroll the head.
+    """
 
-    layer_idx: int
     scaling: float
     o_proj: nn.Linear
+
+    def __init__(self, config: EagleConfig, layer_idx: int):
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        attention_function(config._attn_implementation)  # refuses what it does not know
 
     @abstractmethod
     def project(self, inputs: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Makes queries, keys and values of `inputs`, of shape `(batch_size, heads, seq_len, dim)` each."""
 
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """
+        Lets new rows see all rows, by the implementation that the head's configuration names.
+
+        Args:
+            query (`torch.Tensor` of shape `(batch_size, num_heads, seq_len, qk_dim)`): Queries.
+            key (`torch.Tensor` of shape `(batch_size, num_key_value_heads, past_len + seq_len, qk_dim)`): Keys.
+            value (`torch.Tensor` of shape `(batch_size, num_key_value_heads, past_len + seq_len, v_dim)`): Values.
+            attention_mask (`torch.Tensor`, *optional*): As in [`EagleDraftModel.step`].
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, seq_len, num_heads * v_dim)`
+        """
+        output = attention_function(self.config._attn_implementation)(query, key, value, attention_mask, self.scaling)
+        return output.transpose(1, 2).flatten(2)
+
     def forward(
-        self,
-        inputs: torch.Tensor,
-        rotary: Rotary,
-        attention_mask: torch.Tensor | None,
-        cache: Cache | None,
-        unrolled_attention: UnrolledAttention | None = None,
+        self, inputs: torch.Tensor, rotary: Rotary, attention_mask: torch.Tensor | None, cache: Cache | None
     ) -> torch.Tensor:
         """Returns outputs of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`]."""
         query, key, value = self.project(inputs, rotary)
-        if unrolled_attention is not None:
-            return self.o_proj(unrolled_attention(self.layer_idx, query, key, value, self.scaling))
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        return self.o_proj(attend(query, key, value, attention_mask, self.scaling))
+        return self.o_proj(self.attend(query, key, value, attention_mask))
 
 
 class EagleAttention(Attention):
@@ -53,13 +68,10 @@ class EagleAttention(Attention):
     """
 
     def __init__(self, config: EagleConfig, layer_idx: int, input_size: int):
-        super().__init__()
-        self.layer_idx = layer_idx
+        super().__init__(config, layer_idx)
         self.head_dim = cast(int, config.head_dim)
-        q_size, kv_size = (
-            config.num_attention_heads * self.head_dim,
-            cast(int, config.num_key_value_heads) * self.head_dim,
-        )
+        q_size = config.num_attention_heads * self.head_dim
+        kv_size = cast(int, config.num_key_value_heads) * self.head_dim
         self.q_proj = nn.Linear(input_size, q_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(input_size, kv_size, bias=config.qkv_bias)
@@ -99,25 +111,47 @@ def rotate(states: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     return torch.cat([rotated, rest], dim=-1) if rest.shape[-1] else rotated
 
 
-def attend(
+def sdpa_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
 ) -> torch.Tensor:
-    """
-    Computes the attention of new rows over all rows.
-
-    Args:
-        query (`torch.Tensor` of shape `(batch_size, num_heads, seq_len, qk_dim)`): Queries.
-        key (`torch.Tensor` of shape `(batch_size, num_key_value_heads, past_len + seq_len, qk_dim)`): Keys.
-        value (`torch.Tensor` of shape `(batch_size, num_key_value_heads, past_len + seq_len, v_dim)`): Values.
-        attention_mask (`torch.Tensor`, *optional*): As in [`EagleDraftModel.step`].
-        scaling (`float`): Factor of the scores.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, seq_len, num_heads * v_dim)`
-    """
+    """Attends by PyTorch's kernels; arguments as in [`Attention.attend`], `scaling` is the factor of the scores."""
     # Without a mask, attention is causal; a single row sees everything, which needs no mask at all.
     is_causal = attention_mask is None and query.shape[2] > 1
-    output = F.scaled_dot_product_attention(
+    return F.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, is_causal=is_causal, scale=scaling, enable_gqa=True
-    )  # (batch_size, num_heads, seq_len, v_dim)
-    return output.transpose(1, 2).flatten(2)
+    )
+
+
+def eager_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    """Attends step by step, as the formula is written; arguments as in [`sdpa_attention`]."""
+    num_groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(num_groups, dim=1), value.repeat_interleave(num_groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling  # (batch_size, num_heads, seq_len, past_len + seq_len)
+    if attention_mask is None and query.shape[2] > 1:
+        attention_mask = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
+
+
+_IMPLEMENTATIONS = {"sdpa": sdpa_attention, "eager": eager_attention}
+
+
+def attention_function(name: str | None) -> Callable[..., torch.Tensor]:
+    """
+    Returns the attention of a name, `None` standing for the fastest.
+
+    Raises:
+        `ValueError`: if heads have no such attention.
+    """
+    name = name or "sdpa"
+    if name not in _IMPLEMENTATIONS:
+        raise ValueError(
+            f"`attn_implementation={name!r}` is none that heads have: rows of trees need masks of any form. "
+            f"Use one of {', '.join(map(repr, _IMPLEMENTATIONS))}; that of the target does not matter."
+        )
+    return _IMPLEMENTATIONS[name]

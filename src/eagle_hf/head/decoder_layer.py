@@ -6,7 +6,7 @@ from transformers import Cache
 from transformers.activations import ACT2FN
 
 from ..configuration_eagle import EagleConfig
-from .attention import EagleAttention, Rotary, UnrolledAttention
+from .attention import EagleAttention, Rotary
 from .latent_attention import MultiHeadLatentAttention
 
 
@@ -68,11 +68,10 @@ class EagleDecoderLayer(nn.Module):
         rotary: Rotary,
         attention_mask: torch.Tensor | None,
         cache: Cache | None,
-        unrolled_attention: UnrolledAttention | None = None,
     ) -> torch.Tensor:
         """
         Returns the output of shape `(batch_size, seq_len, hidden_size)`; arguments as in [`EagleDraftModel.step`].
         """
         inputs, residual = self.attention_inputs(hidden_states, inputs_embeds)
-        hidden_states = residual + self.self_attn(inputs, rotary, attention_mask, cache, unrolled_attention)
+        hidden_states = residual + self.self_attn(inputs, rotary, attention_mask, cache)
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))

@@ -30,8 +30,7 @@ class MultiHeadLatentAttention(Attention):
     """
 
     def __init__(self, config: EagleConfig, layer_idx: int, input_size: int):
-        super().__init__()
-        self.layer_idx = layer_idx
+        super().__init__(config, layer_idx)
         self.num_heads = self.num_key_value_heads = config.num_attention_heads
         self.nope_dim, self.rope_dim = cast(int, config.qk_nope_head_dim), cast(int, config.qk_rope_head_dim)
         self.v_dim, self.kv_rank = cast(int, config.v_head_dim), cast(int, config.kv_lora_rank)

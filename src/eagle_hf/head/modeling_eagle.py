@@ -19,7 +19,7 @@ from ..draft_options import DraftOptions
 from ..hub.training_facts import FILE as TRAINING_RECORD
 from ..hub.training_facts import TrainingFacts
 from ..versions import CACHE, cache_of
-from .attention import Rotary, UnrolledAttention
+from .attention import Rotary, attention_function
 from .decoder_layer import EagleDecoderLayer
 
 
@@ -169,16 +169,19 @@ class EagleDraftModel(PreTrainedModel):
             feature_layer_ids (`list[int]`, *optional*):
                 Hidden states of the target that the head reads, if the repository is wrong about them; see
                 [`EagleConfig`].
-            kwargs: Other fields of [`EagleConfig`], likewise, such as `norm_output` or `mask_token_id`.
+            kwargs: Other fields of [`EagleConfig`], likewise, such as `norm_output` or `mask_token_id`; and
+                `attn_implementation`, `"sdpa"` (the default) or `"eager"`.
             allow_non_finite (`bool`, *optional*, defaults to `False`):
                 Whether weights that are NaN or infinite are let through, to look into a head that went wrong.
 
         Raises:
             `OSError`: if a file is missing, damaged, or unsafe to read.
-            `ValueError`: if the layout is unknown, or a tensor is missing, unexpected, mis-shaped or not finite.
+            `ValueError`: if the layout is unknown, or a tensor is missing, unexpected, mis-shaped or not finite; or if
+                heads have no such attention.
         """
         for name in ("_from_auto", "adapter_kwargs", "trust_remote_code"):  # what Auto classes pass; nothing is remote
             kwargs.pop(name, None)
+        attention_function(kwargs.get("attn_implementation"))  # before anything is fetched
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in EagleConfig.__annotations__}
         if feature_layer_ids is not None:
             overrides["feature_layer_ids"] = feature_layer_ids
@@ -311,9 +314,8 @@ class EagleDraftModel(PreTrainedModel):
         position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
         use_cache: bool | None = None,
-        objective: Callable[["EagleDraftModel"], Any] | None = None,
         past_key_values: Cache | None = None,
-    ) -> Any:
+    ) -> EagleDraftOutput:
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`):
@@ -328,9 +330,6 @@ class EagleDraftModel(PreTrainedModel):
                 Rotary positions. Default to those after the rows in the cache.
             cache ([`~transformers.Cache`], *optional*): Keys and values of earlier rows; grows by `seq_len`.
             use_cache (`bool`, *optional*): Whether to make a cache where none is given.
-            objective (`Callable`, *optional*):
-                For training: called with the head, and its result is returned; all else is ignored. DDP and FSDP need
-                whatever uses parameters to happen inside `forward`, and an objective unrolls the head many times.
             past_key_values ([`~transformers.Cache`], *optional*): `cache` under its name before transformers 5.24.
 
         Returns:
@@ -339,8 +338,6 @@ class EagleDraftModel(PreTrainedModel):
         Raises:
             `ValueError`: if features or embeddings are missing, or two caches are given.
         """
-        if objective is not None:
-            return objective(self)
         if past_key_values is not None:
             if cache is not None:
                 raise ValueError(
@@ -388,7 +385,6 @@ class EagleDraftModel(PreTrainedModel):
         attention_mask: torch.Tensor | None,
         cache: Cache | None,
         sliding_mask: torch.Tensor | None = None,
-        unrolled_attention: UnrolledAttention | None = None,
     ) -> torch.Tensor:
         """
         Runs `forward` without its defaults and without logits, for the drafting loop.
@@ -401,8 +397,6 @@ class EagleDraftModel(PreTrainedModel):
                 What each row sees. `None` is causal, and allowed for a single row or an empty cache only.
             sliding_mask (`torch.BoolTensor`, *optional*):
                 What rows see in layers with a sliding window; the same as in others by default.
-            unrolled_attention (`Callable`, *optional*):
-                Computes the attention of every layer in place of mask and cache. Training unrolls the head with it.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`: `last_hidden_state`.
@@ -411,7 +405,7 @@ class EagleDraftModel(PreTrainedModel):
             hidden_states = cast(nn.Linear, self.fc)(torch.cat([inputs_embeds, hidden_states], dim=-1))
         for layer in self.layers:
             mask = attention_mask if sliding_mask is None or not layer.has_window else sliding_mask
-            hidden_states = layer(hidden_states, inputs_embeds, rotary, mask, cache, unrolled_attention)
+            hidden_states = layer(hidden_states, inputs_embeds, rotary, mask, cache)
         return self.norm(hidden_states) if self.config.norm_output else hidden_states
 
     def compute_logits(

@@ -20,6 +20,7 @@ from ..target.config import position_limit
 from . import durable_checkpoints, run_identity
 from .arguments import EagleTrainingArguments
 from .frozen_target import FrozenTarget, TargetSignal
+from .head_in_training import HeadInTraining
 from .losses import LOSSES
 from .muon import MuonAndAdamW
 from .objective import Figures, ObjectiveOutput, rows_that_draft
@@ -79,7 +80,7 @@ class EagleTrainer(PublishingTrainer):
             model.embed_tokens.requires_grad_(False)
         if model.config.eagle_version == 1 and model.lm_head is not None:
             model.lm_head.requires_grad_(False)
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(model=HeadInTraining(model), args=args, **kwargs)
         self.target = FrozenTarget(target, model.config, self.args.device)
         self._check_best_metric()
         self._position_limit = position_limit(target)

@@ -18,11 +18,14 @@ EAGLE-3 calls it training-time test (section 3.2 of its paper); for EAGLE-1 head
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ..head.attention import Attention
 from ..head.decoder_layer import EagleDecoderLayer
 from ..head.modeling_eagle import EagleDraftModel
 
@@ -73,9 +76,8 @@ def unroll(
     def one_unroll(hidden_states: torch.Tensor, step: int) -> tuple[torch.Tensor, KeysAndValues]:
         embeds = embed(next_token_ids[:, step : step + seq_len]).to(hidden_states.dtype)
         attention = _Attention(history[:step], document_ids, windows)
-        hidden_states = draft.step(
-            hidden_states, embeds, draft.rotary(position_ids + step), None, None, unrolled_attention=attention
-        )
+        with _replaced(_layers(draft), attention):
+            hidden_states = draft.step(hidden_states, embeds, draft.rotary(position_ids + step), None, None)
         return hidden_states, attention.keys_and_values
 
     for step in range(num_steps):
@@ -90,7 +92,7 @@ def unroll(
 class _Attention:
     """
     Attention of one unroll: causal over the rows of unroll 0, and the same row only of every later one. Called by the
-    layers in their order; their keys and values are kept in `keys_and_values`.
+    layers in their order; keeps their keys and values in `keys_and_values`.
     """
 
     def __init__(self, history: list[KeysAndValues], document_ids: torch.Tensor, windows: list[int | None]):
@@ -99,12 +101,13 @@ class _Attention:
         self.windows = windows
         self.keys_and_values: KeysAndValues = []
 
-    def __call__(
-        self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    def attend(
+        self, layer: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: None
     ) -> torch.Tensor:
+        """Takes the place of [`Attention.attend`] in `layer`."""
         self.keys_and_values.append((key, value))
-        unrolls = [keys_and_values[layer_idx] for keys_and_values in self.history] + [(key, value)]
-        query, seq_len, window = query * scaling, query.shape[2], self.windows[layer_idx]
+        unrolls = [keys_and_values[layer.layer_idx] for keys_and_values in self.history] + [(key, value)]
+        query, seq_len, window = query * layer.scaling, query.shape[2], self.windows[layer.layer_idx]
         if seq_len <= ROWS_AT_ONCE:
             return self._rows(query, unrolls, window, 0, seq_len)
         ends = [*range(ROWS_AT_ONCE, seq_len, ROWS_AT_ONCE), seq_len]
@@ -145,6 +148,19 @@ class _Attention:
         for i, (_, values) in enumerate(guesses):
             output = output + weights[..., end + i, None] * values[:, :, None, start:end]
         return output.flatten(1, 2).transpose(1, 2).flatten(2)
+
+
+@contextmanager
+def _replaced(layers: list[EagleDecoderLayer], attention: _Attention) -> Iterator[None]:
+    """Lets the layers attend as in one unroll. FSDP gathers weights as layers are called, so they are what runs."""
+    attentions = [layer.self_attn for layer in layers]
+    for each in attentions:
+        each.attend = partial(attention.attend, each)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for each in attentions:
+            del each.attend
 
 
 def _layers(draft: EagleDraftModel) -> list[EagleDecoderLayer]:
