@@ -68,3 +68,11 @@ def test_contradictions_are_refused(fields, message):
 def test_wrong_types_are_refused():
     with pytest.raises(Exception, match="hidden_size"):
         EagleConfig(**(SMALL | {"hidden_size": "wide"}))
+
+
+@pytest.mark.parametrize(
+    ("ids", "sources"), [(None, [2, 4, 5]), ([-1], [-1]), ([8], [8]), ([1, 4, 8], [1, 4, 8]), ([1, 4, -1], [1, 4, -1])]
+)
+def test_the_last_layer_is_read_before_the_norm_unless_it_is_written_as_minus_one(ids, sources):
+    config = EagleConfig(feature_layer_ids=ids, use_fc=ids is None or len(ids) > 1)
+    assert config.feature_sources(8) == sources

@@ -195,7 +195,7 @@ class EagleConfig(PreTrainedConfig):
     def resolve_feature_layer_ids(self, num_target_layers: int) -> list[int]:
         """
         Returns the entries of the target's `hidden_states` that the head reads, as indices without sign. Whether the
-        last entry is read before or after the final norm is what [`EagleConfig.reads_last_layer_before_norm`] says.
+        last entry is read before or after the final norm is what [`EagleConfig.feature_sources`] says.
 
         Args:
             num_target_layers (`int`): Decoder layers of the target.
@@ -225,15 +225,20 @@ class EagleConfig(PreTrainedConfig):
             )
         return ids
 
-    def reads_last_layer_before_norm(self, num_target_layers: int) -> bool:
+    def feature_sources(self, num_target_layers: int) -> list[int]:
         """
-        Checks whether the entry `num_target_layers` of [`EagleConfig.resolve_feature_layer_ids`] stands for the output
-        of the last layer before the target's final norm. It does, unless it is written as -1: the last hidden state
-        after it.
+        Returns the states of the target that the head reads, the last layer counted twice: -1 is the last hidden state,
+        after the target's final norm, and `num_target_layers` the output of the last layer before it. A configuration
+        means the latter unless it says -1.
+
+        Args:
+            num_target_layers (`int`): Decoder layers of the target.
+
+        Raises:
+            `ValueError`: as [`EagleConfig.resolve_feature_layer_ids`].
         """
-        return num_target_layers in self.resolve_feature_layer_ids(num_target_layers) and -1 not in (
-            self.feature_layer_ids or []
-        )
+        ids, is_normed = self.resolve_feature_layer_ids(num_target_layers), -1 in (self.feature_layer_ids or [])
+        return [-1 if i == num_target_layers and is_normed else i for i in ids]
 
     def validate_architecture(self):
         """Checks fields against each other, part of the `@strict` validation when a config is made, loaded or saved."""

@@ -32,7 +32,7 @@ def small_head(fields):
 
 def same_feature_states(config):
     ids = config.resolve_feature_layer_ids(NUM_LAYERS)
-    return ids, config.reads_last_layer_before_norm(NUM_LAYERS)
+    return ids, config.feature_sources(NUM_LAYERS)
 
 
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)

@@ -44,7 +44,7 @@ def same_head(first, second):
     assert all(tensor.dtype == theirs[name].dtype for name, tensor in ours.items())
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     assert first.config.resolve_feature_layer_ids(8) == second.config.resolve_feature_layer_ids(8)
-    assert first.config.reads_last_layer_before_norm(8) == second.config.reads_last_layer_before_norm(8)
+    assert first.config.feature_sources(8) == second.config.feature_sources(8)
     left_out = {
         "own_embed_tokens", "fc_bias", "published_feature_layer_ids", "feature_layer_ids", "name_or_path",
         "_name_or_path", "dtype", "rope_parameters",

@@ -53,8 +53,8 @@ def test_the_head_for_gpt_oss_computes_what_an_independent_forward_does():
     config = check_golden("nvidia-gptoss-v3-norm_before_fc").config
     assert config.norm_before_fc
     assert config.feature_layer_ids == [4, 6, 8]
-    assert config.reads_last_layer_before_norm(8)
-    assert not config.reads_last_layer_before_norm(36)
+    assert 8 in config.feature_sources(8)
+    assert 36 not in config.feature_sources(36)
 
 
 def test_two_layers(tmp_path):
@@ -79,7 +79,7 @@ def test_without_auxiliary_features_the_last_hidden_state_is_read_after_the_norm
     draft = load(tmp_path, weights, use_aux_hidden_state=False, eagle_aux_hidden_state_layer_ids=[])
     assert (draft.config.use_fc, draft.config.feature_layer_ids) == (False, [-1])
     assert draft.config.hidden_norm == with_hidden_norm
-    assert not draft.config.reads_last_layer_before_norm(8)
+    assert 8 not in draft.config.feature_sources(8)
     check_reference(draft, weights)
 
 

@@ -124,11 +124,7 @@ def accepted_counts(
 
 def _features(draft: EagleDraftModel, answer: Answer) -> torch.Tensor:
     """Returns the features of shape `(1, length, num_features * target_hidden_size)`."""
-    num_layers = max(answer.hidden_states)
-    ids = draft.config.resolve_feature_layer_ids(num_layers)
-    if -1 in (draft.config.feature_layer_ids or ()):
-        ids = [-1 if i == num_layers else i for i in ids]
-    states = [answer.hidden_states[i] for i in ids]
+    states = [answer.hidden_states[i] for i in draft.config.feature_sources(max(answer.hidden_states))]
     return FeatureReader.concatenate(states, draft.device, draft.dtype)
 
 

@@ -52,7 +52,7 @@ class FeatureReader:
         self._last = num_layers
         self._width = config.target_hidden_size
         self._hooked: dict[int, nn.Module] = {}  # modules whose outputs are read, by the hidden state that they are
-        if config.reads_last_layer_before_norm(num_layers):
+        if num_layers in config.feature_sources(num_layers):  # before the final norm
             self._hooked[num_layers] = last_decoder_layer(model, num_layers)
         elif num_layers in self.layer_ids and target.merges_streams:
             self._hooked[num_layers] = model.get_decoder()

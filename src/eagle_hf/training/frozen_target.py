@@ -50,9 +50,7 @@ class FrozenTarget:
             model.to(device)
         self._embedding, self._lm_head = lent_embedding(model, device), lent_lm_head(model, device)
         self.num_layers = TargetConfig(model.config).num_layers
-        # What the head reads; -1 is the last hidden state after the final norm, `num_layers` that before it.
-        before_norm = config.reads_last_layer_before_norm(self.num_layers)
-        self.feature_layer_ids = [-1 if i == self.num_layers and not before_norm else i for i in self.reader.layer_ids]
+        self.feature_layer_ids = config.feature_sources(self.num_layers)
 
     @torch.no_grad()
     def read(self, inputs: dict[str, Any]) -> TargetSignal:
