@@ -97,6 +97,10 @@ def test_lazy_packages_offer_what_they_declare_and_what_type_checkers_see(packag
         _ = module.nothing
 
 
+def test_few_names_stand_at_top_level():
+    assert len(eagle_hf.__all__) <= 12
+
+
 def test_packages_need_no_import_of_their_own():
     for name in ("checkpoints", "evaluation", "hub", "loading", "training", "visualization"):
         assert eagle_hf.__getattr__(name).__name__ == f"eagle_hf.{name}"

@@ -103,6 +103,8 @@ class EagleConfig(PreTrainedConfig):
             P-EAGLE: the head drafts a whole chain in one forward, in which later tokens have placeholders for
             their features.
         mask_token_id (`int`, *optional*): P-EAGLE: target token that stands for tokens that are not known yet.
+        tie_word_embeddings (`bool`, *optional*, defaults to `False`): As in `transformers`. Heads tie no weights.
+        bos_token_id, eos_token_id, pad_token_id (`int`, *optional*): Special tokens of the target.
         base_model_name_or_path (`str`, *optional*): The target this head was trained for, by its name on the Hub.
 
     Raises:

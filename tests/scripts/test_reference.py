@@ -1,11 +1,13 @@
 """The reference is what the docstrings say, names everything that is public, and its examples run."""
 
 import doctest
+import inspect
 import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 import eagle_hf
@@ -29,6 +31,18 @@ def test_every_public_name_has_its_section():
         module = sys.modules[name]
         for public in public_names(module):
             assert not callable(getattr(module, public)) or f"### {public}\n" in text, public
+
+
+def test_every_field_of_a_public_class_has_its_entry():
+    text, missing = PAGE.read_text(encoding="utf-8"), []
+    classes = [getattr(sys.modules[name], public) for name in MODULES for public in public_names(sys.modules[name])]
+    for cls in filter(inspect.isclass, classes):
+        if issubclass(cls, torch.nn.Module):
+            continue  # there, annotations name buffers
+        section = text.partition(f"### {cls.__name__}\n")[2].partition("\n### ")[0]
+        fields = [field for field in vars(cls).get("__annotations__", {}) if not field.startswith("_")]
+        missing += [f"{cls.__name__}.{f}" for f in fields if not re.search(rf"(?m)^\* `[\w, ]*\b{f}\b", section)]
+    assert " ".join(missing) == ""
 
 
 def test_no_section_is_left_unread():
