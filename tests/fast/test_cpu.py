@@ -52,7 +52,7 @@ def compiled_layer(layer, graphs, within=FewRowProducts, **options):
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 8, 9, 40])
-@pytest.mark.parametrize("sizes", [(256, 300), (256, 301), (6, 4)], ids=["even", "odd", "small"])
+@pytest.mark.parametrize("sizes", [(256, 300), (6, 4)], ids=["large", "small"])
 @pytest.mark.parametrize("has_bias", [False, True])
 @torch.no_grad()
 def test_products_in_graphs_are_those_of_torch(graphs, num_rows, sizes, has_bias):
@@ -68,13 +68,9 @@ def test_linear_layers_of_graphs_are_replaced_whoever_wrote_them(graphs):
     layer = nn.Sequential(nn.Linear(256, 300), nn.SiLU(), nn.Linear(300, 256, bias=False))
     few, many = torch.randn(1, 5, 256), torch.randn(1, 12, 256)
     compiled_layer(layer, graphs, dynamic=False)(few)
+    compiled_layer(layer, graphs, torch.no_grad, dynamic=False)(few)  # without the mode
     compiled_layer(layer, graphs, dynamic=False)(many)
-    compiled_layer(layer, graphs, torch.no_grad, dynamic=False)(many)  # without the mode
-    on_the_left, in_halves, unchanged = graphs.targets
-    assert F.linear not in on_the_left + in_halves
-    assert torch.bmm in in_halves
-    assert torch.bmm not in on_the_left
-    assert unchanged.count(F.linear) == 2
+    assert [targets.count(F.linear) for targets in graphs.targets] == [0, 2, 2]
 
 
 @torch.no_grad()

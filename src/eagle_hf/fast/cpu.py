@@ -1,13 +1,11 @@
 """
 Linear layers over few rows on a CPU: the same sums by faster products.
 
-A step multiplies every weight with the rows of a tree, two to some dozens. Where PyTorch asks MKL for that, on the AMD
-processor of docs/performance.md, much of the time is lost; the weight on the left, or cut into two halves that are
-multiplied at once, takes half of it to 85 %:
+A compiled step multiplies every weight with the rows of a tree, or of a level of one. Where PyTorch asks MKL for that
+with up to eight rows, on the AMD processor of docs/performance.md, the weight on the left is faster:
 
 ```text
-few rows      rows @ weight.T      =  (weight @ rows.T).T
-more rows     rows @ weight.T      =  [rows @ upper.T, rows @ lower.T]
+rows @ weight.T      =  (weight @ rows.T).T
 ```
 """
 
@@ -21,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 class FewRowProducts(TorchFunctionMode):
     """
-    Within it, all linear layers of a graph that is being compiled are [`linear`], whoever wrote them. Methods of
+    Makes all linear layers of a graph that is being compiled within it [`linear`], whoever wrote them. Methods of
     tensors that PyTorch writes in Python, such as `unflatten`, end a graph here.
     """
 
@@ -48,10 +46,9 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     if not _HAS_MKL or inputs.dim() < 2:
         return F.linear(inputs, weight, bias)
     rows = inputs.flatten(0, -2)
-    if len(rows) > _FEW_ROWS and (len(weight) % 2 or weight.numel() < _WORTH_HALVES):
+    if len(rows) > _FEW_ROWS:
         return F.linear(inputs, weight, bias)
-    output = _weight_on_the_left(rows, weight) if len(rows) <= _FEW_ROWS else _in_halves(rows, weight)
-    output = output.view(*inputs.shape[:-1], len(weight))
+    output = _weight_on_the_left(rows, weight).view(*inputs.shape[:-1], len(weight))
     return output if bias is None else output + bias
 
 
@@ -61,11 +58,5 @@ def _weight_on_the_left(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     return (weight @ rows.t()).t().contiguous()  # (num_rows, out_features)
 
 
-def _in_halves(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    halves = weight.unflatten(0, (2, -1)).transpose(1, 2)  # (2, in_features, out_features / 2)
-    return torch.bmm(rows.expand(2, -1, -1), halves).transpose(0, 1).reshape(len(rows), len(weight))
-
-
 _FEW_ROWS = 8
-_WORTH_HALVES = 2**16  # elements
 _HAS_MKL = torch.backends.mkl.is_available()
