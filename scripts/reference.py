@@ -38,8 +38,10 @@ def public_names(module: object) -> list[str]:
 
 
 def members(cls: type) -> Iterator[tuple[str, object]]:
-    """Public methods and properties with a docstring, that a class defines itself."""
-    for name, value in vars(cls).items():
+    """Public methods and properties with a docstring, that a class defines itself or takes from one beside it."""
+    folder = cls.__module__.rpartition(".")[0]
+    beside = [each for each in cls.__mro__ if each.__module__.rpartition(".")[0] == folder]
+    for name, value in {name: value for each in reversed(beside) for name, value in vars(each).items()}.items():
         function = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
         is_shown = inspect.isfunction(function) or isinstance(function, property)
         if not name.startswith("_") and is_shown and function.__doc__:
