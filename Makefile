@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 WORKERS ?= auto
 
-.PHONY: demo test test-bf16 test-oldest test-version test-versions test-app test-engines architectures lossless fuzz \
+.PHONY: demo test test-bf16 test-bf16-short test-oldest test-version test-versions test-app test-engines architectures lossless fuzz \
 	notebooks reference figures docs bench bench-loading bench-tasks bench-training bench-retrieval bench-long bench-memory \
 	bench-batches bench-first-call bench-without-drafts soak profile sweep lint format types ci clean help
 
@@ -34,6 +34,13 @@ test: $(VENV)/.ready ## Run the tests
 # What cannot run so is skipped with its reason, see tests/bfloat16_exceptions.py.
 test-bf16: $(VENV)/.ready ## Run the tests with bfloat16 targets
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 EAGLE_HF_TARGET_DTYPE=bfloat16 $(BIN)/python -m pytest -n $(WORKERS) tests
+
+# Caches, heads beside targets, forwards, choices and training, in little more than half a minute of a processor.
+BF16_SHORT = $(addprefix tests/,generation/test_caches.py generation/test_cache_words.py generation/test_converted_heads.py \
+	target/test_forward.py test_verification.py training/test_every_target.py test_target_dtype.py)
+
+test-bf16-short: $(VENV)/.ready ## Run a few of the tests with bfloat16 targets, as CI does
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 EAGLE_HF_TARGET_DTYPE=bfloat16 $(BIN)/python -m pytest -n $(WORKERS) $(BF16_SHORT)
 
 architectures: $(VENV)/.ready ## Sweep over whole kinds: every decoder of transformers, docs/architectures.md among them
 	HF_HUB_OFFLINE=1 EAGLE_HF_EVERY_DECODER=1 $(BIN)/python -m pytest -n $(WORKERS) tests/generation/test_every_decoder.py

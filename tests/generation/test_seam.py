@@ -9,6 +9,7 @@ import transformers
 from architectures import tiny_target
 from conftest import golden_draft, use_options
 from doubles import letter_tokenizer, random_draft
+from target_dtype import TARGET_DTYPE
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, T5Config, pipeline
 from transformers.generation import GenerationMixin
 
@@ -151,13 +152,13 @@ class TestAlignment:
         )
         greedy(target, assistant_model=draft)
         assert set(seen) == {torch.float64}
-        assert draft.dtype == torch.float32
+        assert draft.dtype == TARGET_DTYPE
 
     def test_unless_it_was_chosen(self, draft):
         target = tiny_target("llama", dtype=torch.float64)
         draft.has_explicit_dtype = True
         assert torch.equal(greedy(target, assistant_model=draft), greedy(target))
-        assert draft.dtype == torch.float32
+        assert draft.dtype == TARGET_DTYPE
 
 
 class TestEverydayCalls:
@@ -208,16 +209,16 @@ class TestEverydayCalls:
     def test_training_mode_and_gradients_are_left_alone(self, target, draft):
         greedy(target, assistant_model=draft)
         assert all(parameter.grad is None for parameter in [*target.parameters(), *draft.parameters()])
-        hidden = draft.project_features(torch.randn(1, 3, 96))
-        draft(hidden, torch.randn(1, 3, 32)).logits.sum().backward()
+        hidden = draft.project_features(torch.randn(1, 3, 96, dtype=draft.dtype))
+        draft(hidden, torch.randn(1, 3, 32, dtype=draft.dtype)).logits.sum().backward()
         assert draft.fc.weight.grad is not None
 
     def test_in_inference_mode(self, target, draft):
         with torch.inference_mode():
             inside = greedy(target, assistant_model=draft)
         assert torch.equal(inside, greedy(target))
-        hidden = draft.project_features(torch.randn(1, 3, 96))
-        draft(hidden, torch.randn(1, 3, 32)).logits.sum().backward()  # weights can still be trained
+        hidden = draft.project_features(torch.randn(1, 3, 96, dtype=draft.dtype))
+        draft(hidden, torch.randn(1, 3, 32, dtype=draft.dtype)).logits.sum().backward()  # weights can still be trained
 
     def test_state_lives_in_the_call(self, target, draft):
         before = set(vars(draft)), {name: tensor.clone() for name, tensor in draft.state_dict().items()}

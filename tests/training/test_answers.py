@@ -218,7 +218,7 @@ def test_a_target_is_known_by_its_weights_and_not_by_its_folder(target, tokenize
     moved = type(target).from_pretrained(tmp_path / "moved")
     assert write(moved, tokenizer, tmp_path / "a.jsonl").num_answers == 0
     with pytest.raises(ValueError, match="target was"):
-        write(moved.to(torch.bfloat16), tokenizer, tmp_path / "a.jsonl")
+        write(moved.to(torch.float16), tokenizer, tmp_path / "a.jsonl")
 
 
 def test_what_the_target_itself_says_of_generating_belongs_to_the_settings(target, tokenizer, tmp_path):

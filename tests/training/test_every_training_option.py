@@ -10,6 +10,7 @@ import pytest
 import torch
 from architectures import tiny_target
 from doubles import random_draft
+from target_dtype import TARGET_DTYPE
 from tiny_training import make_trainer
 
 from eagle_hf.training import EagleTrainer, EagleTrainingArguments
@@ -101,7 +102,7 @@ def trains(tmp_path, **options):
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     assert any(not torch.equal(tensor, before[name]) for name, tensor in draft.state_dict().items())
     assert all(torch.equal(tensor, truth[name]) for name, tensor in target.state_dict().items())
-    assert draft.dtype == torch.float32
+    assert draft.dtype == TARGET_DTYPE
     assert "main_input_name" not in vars(draft)
     return trainer
 

@@ -9,6 +9,10 @@ from transformers.trainer_utils import SaveStrategy
 from .losses import LOSSES
 
 
+_NOT_COMPILED = (
+    "it would compile the objective with its unrolls as a whole; tried with PyTorch 2.13 (inductor, eager), that ends in "
+    "an error inside of `torch.compile`"
+)
 # Options of `TrainingArguments` that a head cannot be trained with, and why; they are refused unless left as they are.
 _REFUSED = {
     "label_smoothing_factor": "a head learns the target's distribution, which has no labels to smooth; see `loss`",
@@ -16,9 +20,9 @@ _REFUSED = {
     "neftune_noise_alpha": "the embedding is the target's and stays as it is; `feature_noise` is the noise of a head",
     "use_liger_kernel": "its kernels are for models that compute a loss from labels",
     "liger_kernel_config": "its kernels are for models that compute a loss from labels",
-    "torch_compile": "every unroll and every length of a batch would be compiled anew, for minutes",
-    "torch_compile_backend": "every unroll and every length of a batch would be compiled anew, for minutes",
-    "torch_compile_mode": "every unroll and every length of a batch would be compiled anew, for minutes",
+    "torch_compile": _NOT_COMPILED,
+    "torch_compile_backend": _NOT_COMPILED,
+    "torch_compile_mode": _NOT_COMPILED,
     "fp16_full_eval": "evaluating would round the head's weights for good; `fp16=True` evaluates in half precision",
     "bf16_full_eval": "evaluating would round the head's weights for good; `bf16=True` evaluates in half precision",
     "include_for_metrics": "evaluation computes its figures itself and hands nothing to a `compute_metrics`",
