@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from eagle_hf.cache.keeping import GrowingLayer
+from eagle_hf.cache.growing import GrowingLayer
 
 
 VOCAB_SIZE = 96

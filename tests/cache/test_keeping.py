@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import Cache, DynamicCache, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from eagle_hf.cache.keeping import GrowingCache, GrowingLayer, align_columns, keep_nodes
+from eagle_hf.cache.growing import GrowingCache, GrowingLayer
+from eagle_hf.cache.keeping import align_columns, keep_nodes
 
 
 def states(tokens: torch.Tensor) -> torch.Tensor:

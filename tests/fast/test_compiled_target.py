@@ -9,10 +9,9 @@ from promises import PROMPT_LENGTHS, an_eos_token, left_padded_prompts, target_o
 from transformers import CompileConfig, StaticCache
 
 from eagle_hf import DraftTree
-from eagle_hf.cache.keeping import capacity
+from eagle_hf.cache.fixed import capacity, with_room
 from eagle_hf.drafting.policy import FixedSize, Plan
-from eagle_hf.fast.compiled_target import CompiledForward, with_room
-from eagle_hf.target.target import Target
+from eagle_hf.fast.compiled_target import CompiledForward, CompiledTarget
 from eagle_hf.versions import CACHE, cache_of
 
 
@@ -208,10 +207,10 @@ def test_trees_of_equal_size_as_on_a_gpu_and_a_compiled_draft(compile_config, mo
     )  # fmt: skip
     settings = {**inputs, "max_new_tokens": 20, "eos_token_id": 5, "do_sample": False, "return_dict_in_generate": True}
     eager = target.generate(**settings, assistant_model=draft)
-    monkeypatch.setattr(Target, "has_fixed_shapes", property(lambda self: self._compiled is not None))
-    sizes, verify = set(), Target._forward
+    monkeypatch.setattr(CompiledTarget, "has_fixed_shapes", True)
+    sizes, verify = set(), CompiledTarget._forward
     monkeypatch.setattr(
-        Target, "_forward", lambda self, tree, **kw: sizes.add(tree.num_nodes) or verify(self, tree, **kw)
+        CompiledTarget, "_forward", lambda self, tree, **kw: sizes.add(tree.num_nodes) or verify(self, tree, **kw)
     )
     for _ in range(2):
         ours = target.generate(

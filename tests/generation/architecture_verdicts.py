@@ -10,7 +10,7 @@ from doubles import ScriptedChainDrafter, ScriptedDrafter, random_draft
 from transformers import DynamicCache, PreTrainedModel
 
 from eagle_hf import EagleDraftModel
-from eagle_hf.target.direct_layers import direct_layers
+from eagle_hf.target.features import layers_in_order
 from eagle_hf.target.forward import cache_argument
 from eagle_hf.target.probe import can_verify_trees
 from eagle_hf.target.recurrent import has_recurrent_state
@@ -51,7 +51,7 @@ def verdict(target: PreTrainedModel) -> tuple[str, str]:
 
 def features_agree(target: PreTrainedModel) -> bool:
     """Whether layers that are read directly, if they are, give the hidden states that the target returns."""
-    layers, outputs = direct_layers(target), []
+    layers, outputs = layers_in_order(target), []
     if not layers:
         return True
     hooks = [layer.register_forward_hook(lambda _, args, output: outputs.append(output)) for layer in layers]

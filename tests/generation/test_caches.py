@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, QuantizedLayer
 from transformers.generation.streamers import BaseStreamer
 
-from eagle_hf.cache.keeping import GrowingLayer
+from eagle_hf.cache.growing import GrowingLayer
 from eagle_hf.generation.pairing import check_cache
 from eagle_hf.target import target as target_module
 from eagle_hf.versions import CACHE, FP8_LAYERS, cache_of

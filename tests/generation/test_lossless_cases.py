@@ -12,7 +12,7 @@ from architectures import tiny_target
 from lossless_cases import Call, Tree, draw_case, run_call
 from lossless_space import pairs, pairs_of, wanted_pair
 
-from eagle_hf.cache import keeping as kv_cache
+from eagle_hf.cache import growing
 from eagle_hf.generation import choosing as selection
 from eagle_hf.generation import decoding, noise, pairing
 from eagle_hf.generation import records as layer_records
@@ -142,7 +142,7 @@ class TestHalfPrecision:
         assert (outcome.mismatch, outcome.sampled_apart) == ("", "sequences")
 
 
-def release_in_inference_mode(layer, copy, real=kv_cache.GrowingLayer.release):
+def release_in_inference_mode(layer, copy, real=growing.GrowingLayer.release):
     with torch.inference_mode():
         real(layer, copy=True)
 
@@ -161,7 +161,7 @@ class TestNegativeControls:
             lambda self: torch.ones(len(self.tokens), self.num_nodes, self.num_nodes, dtype=torch.bool).tril(),
         )
         monkeypatch.setattr(probe, "_VERDICTS", {})
-        monkeypatch.setattr(probe, "_chain_logits", lambda *args: torch.full((2, 3, 96), torch.inf))
+        monkeypatch.setattr(probe, "_chain_logits", lambda *args: (torch.full((2, 3, 96), torch.inf), probe.CHAINS))
         assert "tree logits are off" in mismatches(GREEDY)[0]  # the probe comes first, and refuses
 
     def test_keys_left_in_the_wrong_column(self, monkeypatch):
@@ -197,7 +197,7 @@ class TestNegativeControls:
         assert mismatches(GREEDY)[0].startswith("values of hidden_states")
 
     def test_a_cache_that_stays_in_inference_mode(self, monkeypatch):
-        monkeypatch.setattr(kv_cache.GrowingLayer, "release", release_in_inference_mode)
+        monkeypatch.setattr(growing.GrowingLayer, "release", release_in_inference_mode)
         assert mismatches(GREEDY)[0].startswith("made in inference mode: [\"['cache 0']['keys']\"")
 
     def test_a_wrong_token_is_no_near_tie(self, monkeypatch):

@@ -12,8 +12,9 @@ import pytest
 from lossless_cases import Call, draw_case, run_call
 from lossless_space import TARGETS
 
-from eagle_hf.cache import keeping
-from eagle_hf.cache.keeping import capacity, keep_nodes
+from eagle_hf.cache import layers
+from eagle_hf.cache.fixed import capacity
+from eagle_hf.cache.keeping import keep_nodes
 from eagle_hf.generation import pairing
 from eagle_hf.target import forward, probe, target
 from eagle_hf.target.config import TargetConfig
@@ -67,7 +68,7 @@ def pass_masks_of_the_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def count_layers_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """B1: layers that read the keys of earlier ones say that they are initialized, and have none."""
-    monkeypatch.setattr(keeping, "holds_keys", lambda layer: getattr(layer, "is_initialized", False))
+    monkeypatch.setattr(layers, "holds_keys", lambda layer: getattr(layer, "is_initialized", False))
 
 
 def let_shared_layers_run_for_the_last_token_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import eagle_hf
-from eagle_hf.cache.keeping import goes_back_alone
+from eagle_hf.cache.layers import goes_back_alone
 from eagle_hf.target.probe import can_verify_trees
 from eagle_hf.versions import cache_of
 

@@ -12,7 +12,7 @@ from doubles import ScriptedDrafter, random_draft, scripted
 from every_decoder import model_types
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from eagle_hf.cache.keeping import holds_keys, layers_with_keys
+from eagle_hf.cache.layers import holds_keys, layers_with_keys
 from eagle_hf.target.config import TargetConfig
 from eagle_hf.target.features import FeatureReader
 from eagle_hf.training import new_head

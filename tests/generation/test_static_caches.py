@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig, Static
 from transformers.cache_utils import CacheLayerMixin
 from transformers.utils import logging
 
-from eagle_hf.cache.keeping import fixed_sizes
-from eagle_hf.target import target as target_module
+from eagle_hf.cache.fixed import fixed_sizes
+from eagle_hf.target import chain as target_module
 from eagle_hf.target.recurrent import DeferredReplay
 from eagle_hf.versions import CACHE, STATIC_WINDOWS_GO_BACK, cache_of
 

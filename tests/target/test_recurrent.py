@@ -10,9 +10,9 @@ from doubles import ScriptedChainDrafter, random_draft, scripted
 from every_decoder import tiny_decoder
 from transformers import DynamicCache
 
-from eagle_hf.generation.decoding import Target
 from eagle_hf.target.probe import can_verify_trees
 from eagle_hf.target.recurrent import DeferredReplay
+from eagle_hf.target.recurrent_target import RecurrentTarget
 from eagle_hf.versions import CACHE, cache_of
 
 
@@ -146,7 +146,7 @@ def test_an_exception_leaves_the_users_cache_at_a_token_boundary(monkeypatch, mo
             raise KeyboardInterrupt
         return outputs
 
-    holder, name = (Target, moment) if moment != "catch_up" else (DeferredReplay, "caught_up")
+    holder, name = (RecurrentTarget, moment) if moment != "catch_up" else (DeferredReplay, "caught_up")
     original = getattr(holder, name)
     monkeypatch.setattr(holder, name, interrupted)
     new = truth[0, prompt.shape[1] :].tolist()

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import Cache
 
-from ..cache.keeping import GrowingCache, keep_nodes
+from ..cache.growing import GrowingCache
+from ..cache.keeping import keep_nodes
 from ..head.attention import Rotary
 from ..target.features import FeatureReader, Learned
 from ..tree import take

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Cache, CompileConfig
 from transformers.cache_utils import StaticLayer
 
-from ..cache.keeping import round_up
+from ..cache.fixed import round_up
 from ..draft_options import DraftOptions
 from ..drafting.coupling import Noise
 from ..drafting.drafter import Drafter

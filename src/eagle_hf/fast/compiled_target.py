@@ -1,75 +1,19 @@
-"""
-Fixed shapes: static caches with room for a tree, and the compiled forward that they allow.
-
-Plain `generate` sizes a static cache for the last token it will hold. Verification writes a whole tree behind the
-committed columns and takes most of it back, so that it needs room for one tree more:
-
-```text
-committed columns                                    | one tree | spare
-a b c d e f ...                    (max_length - 1)  | r0 n1 n2 |
-```
-"""
+"""Verifies in fixed shapes, by a forward that is compiled once: what a static cache allows."""
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
-from transformers import Cache, CompileConfig, GenerationConfig, PreTrainedModel, StaticCache
+from transformers import CompileConfig, GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..cache.keeping import capacity, fixed_sizes, round_up
+from ..cache.fixed import capacity
+from ..target.target import Target, Verified
+from ..tree import DraftTree
 from .cpu import FewRowProducts
 from .fingerprint import changes_itself, compiled, depends_on, state_of
-
-
-def columns_of_text(
-    input_ids: torch.Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
-) -> int | None:
-    """
-    Returns the columns of the cache that the longest text of a call fills; `None` where only its end is known.
-
-    Args:
-        input_ids (`torch.LongTensor` of shape `(batch_size, prompt_len)`): The prompt, or what is new of it.
-        generation_config ([`~transformers.GenerationConfig`]): As prepared by `generate`.
-        model_kwargs (`dict`): As prepared by `generate`.
-    """
-    if generation_config.max_length is None:
-        return None
-    mask, embeds = model_kwargs.get("attention_mask"), model_kwargs.get("inputs_embeds")
-    prompt_lens = [input_ids.shape[1], getattr(generation_config, "_mask_length", None) or 0]
-    prompt_lens += [tensor.shape[1] for tensor in (mask, embeds) if tensor is not None]
-    return max(prompt_lens) + generation_config.max_length - input_ids.shape[1] - 1  # all but the newest token
-
-
-def with_room(model: PreTrainedModel, cache: Cache, num_nodes: int) -> Cache:
-    """
-    Returns the cache to generate with: a static one that `generate` has just made is replaced by one with room for a
-    tree. Those of users stay as they are; trees shrink where they end.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]): The target.
-        cache ([`~transformers.Cache`]): As prepared by `generate`.
-        num_nodes (`int`): Nodes of the largest tree, the root included.
-    """
-    columns = capacity(cache)
-    if columns is None or getattr(cache, "_is_user_defined", False) or not isinstance(cache, StaticCache):
-        return cache
-    config = model.config.get_text_config(decoder=True)
-    offloading = getattr(cache, "offloading", False)
-    where = {"offload_only_non_sliding": cache.only_non_sliding} if offloading else {}
-    roomy = StaticCache(config=config, max_cache_len=round_up(columns + num_nodes), offloading=offloading, **where)
-    roomy.plain_sizes = fixed_sizes(cache)
-    return roomy
-
-
-def plain_sizes(cache: Cache) -> list[int | None]:
-    """
-    Returns how many columns each layer of plain `generate`'s cache would have here, which its attentions are wide;
-    `None` for layers that grow.
-    """
-    sizes = list(getattr(cache, "plain_sizes", fixed_sizes(cache)))
-    # A target may have appended layers to the cache that `generate` made for it (Dory, for layers that run twice).
-    return sizes + [min(filter(None, sizes), default=None)] * (len(cache.layers) - len(sizes))
 
 
 def compiled_call(
@@ -97,6 +41,66 @@ def compiled_call(
     return CompiledForward(model, config or CompileConfig())
 
 
+def loads_kernels(model: PreTrainedModel) -> bool:
+    """Returns whether first forwards of a target take longer: a GPU loads its kernels when they are first called."""
+    return model.device.type != "cpu"
+
+
+class CompiledTarget(Target):
+    """
+    A target that verifies trees in a cache of fixed size by a compiled forward.
+
+    Args:
+        arguments: As for [`Target`].
+        call (`Callable`): The compiled forward, from [`compiled_call`].
+        max_nodes (`int`): Nodes of the largest tree, the root included.
+    """
+
+    def __init__(self, *arguments: Any, call: Callable[..., Any], max_nodes: int):
+        super().__init__(*arguments)
+        self._call, self._max_nodes = call, max_nodes
+
+    @property
+    def has_fixed_shapes(self) -> bool:
+        """
+        Whether all trees are made equally large: every size would be a CUDA graph of its own, while on a CPU one graph
+        serves many sizes. CUDA graphs also write the outputs of every replay to the same place.
+        """
+        return self.model.device.type != "cpu"
+
+    def compiling(self) -> tuple[CompileConfig | None, int | None]:
+        """Overrides [`Target.compiling`]."""
+        return self.generation_config.compile_config or CompileConfig(), capacity(self.cache)
+
+    def prefill(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Overrides [`Target.prefill`]: looks at the modules after the first forward."""
+        logits = super().prefill(input_ids)
+        if isinstance(self._call, CompiledForward):
+            self._call.look_over()
+        if self.has_fixed_shapes:
+            self._prompt_states = [states.clone() for states in self._prompt_states]
+        return logits
+
+    def verify(self, tree: DraftTree) -> Verified:
+        """Overrides [`Target.verify`]: copies what the next replay of a CUDA graph would write over."""
+        verified = super().verify(tree)
+        if not self.has_fixed_shapes:
+            return verified
+        states = [states.clone() for states in verified.states]
+        return replace(verified, logits=verified.logits.clone(), states=states)
+
+    def _padded(self, tree: DraftTree) -> DraftTree:
+        if self.has_fixed_shapes:
+            num_rows = self._max_nodes if tree.num_nodes > 1 else 1
+        else:  # a single row would be a graph of its own, and a slower one (docs/performance.md)
+            num_rows = max(tree.num_nodes, 2) if isinstance(self._call, CompiledForward) else tree.num_nodes
+        room = cast(int, capacity(self.cache)) - max(self.lengths)
+        return tree.padded(min(num_rows, room))
+
+    def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
+        return super()._forward(tree, call=self._call, **kwargs)
+
+
 class CompiledForward:
     """
     The target's forward, compiled without guards of its modules. On a CPU the number of rows, two or more, is left open
@@ -113,13 +117,13 @@ class CompiledForward:
 
     def look_over(self) -> None:
         """
-        Recomputes the fingerprint of the target's modules; once per `generate` call, after the prefill: the first one
-        that returns hidden states installs hooks for them.
+        Sees what the target's modules are like; once per `generate` call, after the prefill: the first one that returns
+        hidden states installs hooks for them.
         """
         self._state = state_of(self._model)
 
     def __call__(self, **inputs: Any) -> Any:
-        """Calls the target's `forward`."""
+        """Runs the target's `forward`."""
         if self._leaves_rows_open:
             masks = inputs["attention_mask"]
             for mask in masks.values() if isinstance(masks, dict) else [masks]:

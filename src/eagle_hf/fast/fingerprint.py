@@ -1,5 +1,5 @@
 """
-Compiling what runs in every step, without asking in every step whether the modules are still the same.
+Compiles the functions of a step with guards of modules replaced by one fingerprint per `generate` call.
 
 `torch.compile` guards every attribute of every module that a graph has read, and every global name, and checks these
 guards before each call: for a target of 24 layers more than a millisecond, a tenth of its forward. Here modules are
@@ -19,7 +19,7 @@ from transformers import AttentionInterface, CompileConfig, PreTrainedConfig
 
 def compiled(owner: nn.Module, function: Callable, config: CompileConfig) -> Callable[..., Any]:
     """
-    Returns a function compiled once per owner and way of compiling, without guards of modules.
+    Returns a function that is compiled once per owner and way of compiling, without guards of modules.
 
     Args:
         owner (`torch.nn.Module`): Keeps the compiled functions: a new wrapper would compile them again.
@@ -54,26 +54,26 @@ def _kept_guards(guards: Sequence[Any]) -> list[bool]:
 
 
 def changes_itself(module: nn.Module) -> bool:
-    """Checks whether forwards of a module change it, so that its graphs have to be guarded."""
+    """Returns whether forwards of a module change it, so that its graphs have to be guarded."""
     return any(map(has_growing_frequencies, module.modules()))
 
 
 def has_growing_frequencies(module: nn.Module) -> bool:
-    """Checks whether the frequencies of a rotary embedding change with the length of texts."""
+    """Returns whether the frequencies of a rotary embedding change with the length of texts."""
     kind = str(vars(module).get("rope_type", ""))  # a name, or one by kind of layer
     return "dynamic" in kind or "longrope" in kind
 
 
 def depends_on(state: str) -> None:
-    """Reads `state` inside a traced function, so that Dynamo guards its graphs on it."""
+    """Makes a graph one of this state: what a function does not read, its graphs are not guarded by."""
     if not state:
         raise ValueError("A compiled function was not told the state of its modules (`state_of`).")
 
 
 def state_of(*modules: nn.Module) -> str:
     """
-    Returns what graphs of these modules depend on besides inputs and the values of parameters: their attributes, those
-    of their configurations, kinds and shapes of tensors, hooks, kinds of attention. Equal strings stand for equal
+    Describes what graphs of these modules depend on besides inputs and the values of parameters: their attributes,
+    those of their configurations, kinds and shapes of tensors, hooks, kinds of attention. Equal strings stand for equal
     states.
     """
     seen: dict[int, int] = {}

@@ -11,19 +11,16 @@ from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from ..cache.keeping import capacity
+from ..cache.fixed import capacity, columns_of_text
 from ..drafting.auto_size import AutoSize, remember
-from ..fast.compiled_target import columns_of_text, with_room
 from ..head.modeling_eagle import EagleDraftModel
-from ..target.features import FeatureReader
 from ..target.forward import cache_argument
 from ..target.probe import can_verify_trees
-from ..target.target import Target
 from ..tree import DraftTree
 from ..versions import CACHE
 from .converted_heads import align_draft
 from .kept_rows import RowsOfCache
-from .opening import open_chooser, open_drafter, open_lookup, open_options, open_policy, situation_of
+from .opening import open_chooser, open_drafter, open_lookup, open_options, open_policy, open_target, situation_of
 from .output import EagleGenerateOutput, History
 from .pairing import check_cache
 from .records import LayerRecords
@@ -72,12 +69,9 @@ def eagle_decoding(
     is_tree = verifies_trees(model, input_ids, generation_config, model_kwargs)
     head = align_draft(model, draft)
     options = open_options(model, draft, head, is_tree, written)
-    cache_name = cache_argument(model)
-    model_kwargs[cache_name] = with_room(model, model_kwargs[cache_name], options.max_nodes)
 
     text = Text(input_ids, stopping_criteria, generation_config, streamer)
-    reader = FeatureReader(model, draft.config)
-    target = Target(model, generation_config, model_kwargs, reader, is_tree, options.max_nodes)
+    target = open_target(model, input_ids, generation_config, model_kwargs, draft, options.max_nodes, is_tree)
     situation = situation_of(target, text.batch_size)
     policy = open_policy(draft, options, target, situation)
     drafter = open_drafter(head, options, target, synced_gpus)
@@ -96,9 +90,7 @@ def eagle_decoding(
         prompt = target.prompt_features(text.prompt_len)
         rows.begin(drafter, prompt)
         lookup = open_lookup(options, rows, replaces_tree=not is_tree)
-        # The next replay of a CUDA graph may write over what an earlier one has returned.
-        learn_prompt = drafter.read_prompt if target.has_fixed_shapes else drafter.defer_prompt
-        learn_prompt(prompt.states, text.ids[:, -prompt.seq_len :], prompt.positions, prompt.mask)
+        drafter.defer_prompt(prompt.states, text.ids[:, -prompt.seq_len :], prompt.positions, prompt.mask)
 
         while model._has_unfinished_sequences(text.done, synced_gpus, device=input_ids.device):
             if text.done:  # but other ranks are not
@@ -125,7 +117,9 @@ def eagle_decoding(
             paths = [[0] if row in late else [] for row in range(text.batch_size)]
             layer_records.add(verified.layer_outputs, paths)
             target.keep(verified, paths)
-        elif not target.catch_up() and synced_gpus:  # another rank may have such rows, or lag behind
+        elif target.lags_behind:
+            target.catch_up()
+        elif synced_gpus:  # another rank may have such rows, or lag behind
             target.idle(text.newest())
     chooser.finish()
     if isinstance(policy, AutoSize):

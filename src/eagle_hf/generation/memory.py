@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from ..drafting.auto_size import forget_sizes
-from ..target.direct_layers import forget_order
+from ..target.features import forget_order
 from ..target.probe import forget_verdicts
 from .converted_heads import forget_copies
 

@@ -9,6 +9,7 @@ from transformers.generation import logits_process
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.utils import logging
 
+from ..cache.fixed import capacity, columns_of_prompt, fixed_sizes, with_room
 from ..draft_options import DraftOptions
 from ..drafting.auto_size import AutoSize, PairCosts, known_size
 from ..drafting.costs import StepCosts
@@ -16,8 +17,15 @@ from ..drafting.drafter import Drafter
 from ..drafting.policy import FixedSize
 from ..drafting.retrieval import Retrieval
 from ..fast.compiled_head import choose_drafter
+from ..fast.compiled_target import CompiledTarget, compiled_call, loads_kernels
 from ..head.modeling_eagle import EagleDraftModel
+from ..target.chain import ChainTarget
+from ..target.features import FeatureReader
+from ..target.forward import cache_argument
 from ..target.modules import lent_embedding, lent_lm_head
+from ..target.probe import is_recurrent
+from ..target.recurrent_target import RecurrentTarget
+from ..target.rotary_switch import RotarySwitch, SwitchingChainTarget, SwitchingRecurrentTarget, SwitchingTarget
 from ..target.target import Target
 from .choosing import Chooser, NodeChooser
 from .kept_rows import RowsOfCache
@@ -67,29 +75,45 @@ def open_options(
     return options.as_chain() if not is_tree or draft.config.parallel_drafting else options
 
 
-def open_chooser(
-    text: Text,
-    processors: LogitsProcessorList,
+def open_target(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
     generation_config: GenerationConfig,
-    records: ScoreRecords,
-    logits: torch.Tensor,
-    rows_may_run_ahead: bool,
-) -> Chooser:
+    model_kwargs: dict[str, Any],
+    draft: EagleDraftModel,
+    max_nodes: int,
+    is_tree: bool,
+) -> Target:
     """
-    Returns the chooser that is exact for this call, and the faster one where both are.
+    Returns the target of a call, of the kind that it is.
 
     Args:
-        text, processors, generation_config, records: As for the choosers.
-        logits (`torch.Tensor` of shape `(batch_size, 1, vocab_size)`): Logits of the prefill.
-        rows_may_run_ahead (`bool`): Whether rows of a batch may have different lengths for a while.
+        model, input_ids, generation_config, model_kwargs:
+            As `generate` prepares them; a static cache that it has made is replaced by one with room for a tree.
+        draft ([`EagleDraftModel`]): Says which features to read.
+        max_nodes (`int`): Nodes of the largest tree, the root included.
+        is_tree (`bool`): Whether the target verifies trees; otherwise chains only.
     """
-    do_sample, (batch_size, _, vocab_size) = bool(generation_config.do_sample), logits.shape
-    is_prefix_free = all(type(processor) in PREFIX_FREE_PROCESSORS for processor in processors)
-    is_known = not do_sample or SamplingNoise.is_known(logits.device)
-    if is_prefix_free and is_known and text.stops_row_wise and (batch_size == 1 or rows_may_run_ahead):
-        noise = SamplingNoise(batch_size, vocab_size, logits.device) if do_sample else None
-        return NodeChooser(text, processors, records, noise)
-    return TokenChooser(text, processors, records, do_sample, vocab_size)
+    name = cache_argument(model)
+    plain_sizes = fixed_sizes(model_kwargs[name])
+    model_kwargs[name] = with_room(model, model_kwargs[name], max_nodes)
+    prompt_len = columns_of_prompt(input_ids, generation_config, model_kwargs)
+    config = model.config.get_text_config(decoder=True)
+    switch = RotarySwitch.on_the_way(config, prompt_len, generation_config.max_length)
+    reader = FeatureReader(model, draft.config)
+    call = None
+    if is_tree and switch is None and not reader.has_hook:
+        call = compiled_call(model, model_kwargs, generation_config)
+    if call is None:  # a compiled forward does not call hooks
+        reader.hook_layers()
+    arguments = (model, generation_config, model_kwargs, reader, plain_sizes)
+    if call is not None:
+        return CompiledTarget(*arguments, call=call, max_nodes=max_nodes)
+    if is_tree:
+        return Target(*arguments) if switch is None else SwitchingTarget(*arguments, switch=switch)
+    if is_recurrent(model, is_static=capacity(model_kwargs[name]) is not None):
+        return RecurrentTarget(*arguments) if switch is None else SwitchingRecurrentTarget(*arguments, switch=switch)
+    return ChainTarget(*arguments) if switch is None else SwitchingChainTarget(*arguments, switch=switch)
 
 
 def open_drafter(head: EagleDraftModel, options: DraftOptions, target: Target, synced_gpus: bool) -> Drafter:
@@ -129,7 +153,7 @@ def open_policy(
     if options.draft_tree != "auto":
         return FixedSize(options.draft_threshold)
     *_, batch_size, _, is_compiled = situation
-    warms_up = is_compiled or not target.is_on_cpu  # a GPU loads its kernels when they are first called
+    warms_up = is_compiled or loads_kernels(target.model)
     unknown = AutoSize(PairCosts(StepCosts(batch_size)), first_plain_steps=2 if warms_up else 1)
     return known_size(draft, target.model, situation, unknown)
 
@@ -146,3 +170,28 @@ def open_lookup(options: DraftOptions, rows: RowsOfCache, replaces_tree: bool) -
     if not options.draft_retrieval:
         return None
     return Retrieval(options.draft_retrieval, rows.known_text()[:, :-1].tolist(), replaces_tree)
+
+
+def open_chooser(
+    text: Text,
+    processors: LogitsProcessorList,
+    generation_config: GenerationConfig,
+    records: ScoreRecords,
+    logits: torch.Tensor,
+    rows_may_run_ahead: bool,
+) -> Chooser:
+    """
+    Returns the chooser that is exact for this call, and the faster one where both are.
+
+    Args:
+        text, processors, generation_config, records: As for the choosers.
+        logits (`torch.Tensor` of shape `(batch_size, 1, vocab_size)`): Logits of the prefill.
+        rows_may_run_ahead (`bool`): Whether rows of a batch may have different lengths for a while.
+    """
+    do_sample, (batch_size, _, vocab_size) = bool(generation_config.do_sample), logits.shape
+    is_prefix_free = all(type(processor) in PREFIX_FREE_PROCESSORS for processor in processors)
+    is_known = not do_sample or SamplingNoise.is_known(logits.device)
+    if is_prefix_free and is_known and text.stops_row_wise and (batch_size == 1 or rows_may_run_ahead):
+        noise = SamplingNoise(batch_size, vocab_size, logits.device) if do_sample else None
+        return NodeChooser(text, processors, records, noise)
+    return TokenChooser(text, processors, records, do_sample, vocab_size)

@@ -19,7 +19,8 @@ from transformers.cache_utils import (
 )
 from transformers.utils import logging
 
-from ..cache.keeping import GrowingLayer, goes_back_alone
+from ..cache.growing import GrowingLayer
+from ..cache.layers import goes_back_alone
 from ..draft_options import DraftOptions
 from ..head.modeling_eagle import EagleDraftModel
 from ..target.config import TargetConfig

@@ -118,9 +118,7 @@ def _column(columns: list[dict[int, LayerTensors]], column: int) -> dict[int, La
 
 
 def _node_state(state: torch.Tensor, row: int, node: int) -> torch.Tensor:
-    """
-    Returns the hidden state of a node, `(..., 1, 1, hidden_size)`, from `(..., batch_size, num_nodes, hidden_size)`.
-    """
+    """Cuts the state of a node, `(..., 1, 1, hidden_size)`, out of `(..., batch_size, num_nodes, hidden_size)`."""
     return state[..., row : row + 1, node : node + 1, :].clone()  # not a view, which would keep the whole tree
 
 

@@ -1,5 +1,5 @@
 """
-Reads a target's configuration. `transformers` has no one name for most of it: positions are
+Reads what a target's configuration says. `transformers` has no one name for most of it: positions are
 `max_position_embeddings`, `n_positions`, `max_seq_len` or nothing at all, sizes differ between layers and then refuse
 to be read as one, and layers are counted in two ways. All of the library reads a target's configuration here.
 """
@@ -153,9 +153,7 @@ class TargetConfig:
         return value
 
     def _size(self, *names: str) -> int | None:
-        """
-        Returns the first of the fields that is a positive number; of a list by layers, that of one with full attention.
-        """
+        """Returns the first field that is a positive number; of a list by layers, that of one with full attention."""
         for name in names:
             value = self._read(name)
             if isinstance(value, Sequence) and not isinstance(value, str) and value:

@@ -1,5 +1,5 @@
 """
-Reading the target's features: the hidden states that a head was trained on.
+Reads the target's features: the hidden states that a head was trained on.
 
 `transformers` returns the last hidden state after the final norm. Most heads want layers further down, EAGLE-1 heads
 want just that one, and a few want the output of the last layer before the norm, which nobody returns:
@@ -8,12 +8,19 @@ want just that one, and a few want the output of the last layer before the norm,
 embedding ── layer 0 ── layer 1 ── ... ── layer n - 1 ── final norm ── lm_head
          0           1          2                     n              -1
 ```
+
+What `transformers` returns, it collects by hooks on all layers, which stay on the target and slow down every forward
+from then on, with and without drafts. A head reads three of them. Where a target declares that its hidden states are
+the outputs of its layers, and the probe has seen that these run one after the other, hooks on the three layers do, for
+the time of a call.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -26,9 +33,12 @@ from ..versions import hidden_states_argument
 from .config import TargetConfig
 
 
+_RUN_IN_ORDER: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
 class FeatureReader:
     """
-    Gets the features of one head from forwards of its target:
+    Reads the features of one head from forwards of its target:
 
     ```python
     reader = FeatureReader(target, draft.config)
@@ -46,7 +56,7 @@ class FeatureReader:
     """
 
     def __init__(self, model: PreTrainedModel, config: EagleConfig):
-        target = TargetConfig(model.config)
+        self._model, target = model, TargetConfig(model.config)
         num_layers, self._may_be_cut = target.num_layers, target.borrows_keys
         self.layer_ids = config.resolve_feature_layer_ids(num_layers)
         self._last = num_layers
@@ -73,16 +83,14 @@ class FeatureReader:
         """Whether forward hooks read some of the features, which a compiled forward would not call."""
         return bool(self._hooked)
 
-    def read_layers(self, layers: Sequence[nn.Module]) -> None:
+    def hook_layers(self) -> None:
         """
-        Reads the features from the layers themselves, if all of them can be read so: asking the target for one hidden
-        state costs as much as asking for all. The embeddings and what comes after the final norm are outputs of none.
-
-        Args:
-            layers (`Sequence[nn.Module]`): All layers of the target's decoder, in order.
+        Reads the features by hooks on the layers, if all of them can be read so. The embeddings and what comes after
+        the final norm are outputs of no layer.
         """
-        inner = {layer_id: layers[layer_id - 1] for layer_id in self.layer_ids if 0 < layer_id < self._last}
-        if inner.keys() | self._hooked.keys() == set(self.layer_ids):
+        layers = layers_in_order(self._model)
+        inner = {i: layers[i - 1] for i in self.layer_ids if 0 < i < self._last} if layers else {}
+        if layers and inner.keys() | self._hooked.keys() == set(self.layer_ids):
             self._hooked |= inner
 
     def __enter__(self) -> "FeatureReader":
@@ -161,6 +169,58 @@ class FeatureReader:
         device = states[0].device if device is None else device
         moved = [state.to(device=device, dtype=dtype) for state in states]
         return torch.cat(moved, dim=-1) if len(moved) > 1 else moved[0]
+
+
+@contextmanager
+def watched_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Sees in which order the target's layers run, in one forward that is to be made within this context."""
+    layers, calls = _declared_layers(model), []
+    hooks = [
+        layer.register_forward_hook(lambda *_, number=number: calls.append(number))
+        for number, layer in enumerate(layers)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        _RUN_IN_ORDER[model] = bool(layers) and calls == list(range(len(layers)))
+
+
+def layers_in_order(model: PreTrainedModel) -> list[nn.Module]:
+    """
+    Returns the target's layers, if the output of layer `i` is known to be entry `i + 1` of the hidden states that it
+    returns (of the last layer it is not, as that entry is normed).
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The target.
+
+    Returns:
+        `list[nn.Module]`: The layers in order; empty if that is not known, as before the target has been probed.
+    """
+    return _declared_layers(model) if _RUN_IN_ORDER.get(model) else []
+
+
+def forget_order(model: PreTrainedModel) -> None:
+    """Drops what was seen of a target's layers."""
+    _RUN_IN_ORDER.pop(model, None)
+
+
+def _declared_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Returns the layers whose outputs the target declares as its hidden states, if hooks on them are called."""
+    decoder = model.get_decoder()
+    kind = (getattr(decoder, "_can_record_outputs", None) or {}).get("hidden_states")
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+        return []  # an `OutputRecorder`, which may mean anything
+    layers = [module for module in decoder.modules() if isinstance(module, kind)]
+    if len(layers) != TargetConfig(model.config).num_layers:
+        return []
+    return [] if any(map(_has_other_forward, (model, decoder, *layers))) else layers
+
+
+def _has_other_forward(module: nn.Module) -> bool:
+    """Returns whether a module was compiled, which may have been without hooks, or runs on several devices."""
+    return "forward" in vars(module) or module._compiled_call_impl is not None
 
 
 def last_decoder_layer(model: PreTrainedModel, num_layers: int) -> nn.Module:

@@ -68,7 +68,7 @@ def cache_argument(model: PreTrainedModel) -> str:
 
 
 def takes_position_ids(model: PreTrainedModel) -> bool:
-    """Checks whether the target accepts explicit positions; others count the columns of the cache."""
+    """Returns whether the target accepts explicit positions; others count the columns of the cache."""
     return "position_ids" in inspect.signature(model.forward).parameters
 
 

@@ -1,4 +1,4 @@
-"""Passes on what plain `generate` gives every forward besides tokens, positions, mask and cache."""
+"""Finds what plain `generate` passes to every forward besides tokens, positions, mask and cache."""
 
 from typing import Any
 

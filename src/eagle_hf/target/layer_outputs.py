@@ -1,4 +1,4 @@
-"""Records what a forward over draft trees returns of the target's layers, for those who asked `generate` for it."""
+"""Holds what a forward over draft trees returns of the target's layers, where `generate` was asked for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

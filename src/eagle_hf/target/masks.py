@@ -6,12 +6,16 @@ tree. Layers with a window see of that what lies inside the window. Distances ar
 plain decoding counts them, and never in slots: siblings share a column but not a slot.
 """
 
+from collections.abc import Sequence
+
 import torch
 from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
-from ..cache.keeping import holds_keys, sliding_columns
+from ..cache.keeping import sliding_columns
+from ..cache.layers import holds_keys
 from ..tree import DraftTree
+from .layer_outputs import KeyLayout
 
 
 def window_of(layer: CacheLayerMixin) -> int | None:
@@ -47,11 +51,26 @@ class TreeMasks:
                 self.layer_of_type.setdefault(kind, index)
 
     def cache_layers(self, num_layers: int) -> list[int]:
-        """
-        Returns, for every layer whose attentions a forward returns, a layer of the cache with the same kind of mask.
-        """
+        """Returns, for every layer whose attentions are returned, a layer of the cache with the same kind of mask."""
         kinds = [kind for kind in self.layer_types or ["all"] * num_layers if kind in self.layer_of_type]
         return [self.layer_of_type[kind] for kind in kinds[:num_layers]]
+
+    def key_layouts(
+        self, attentions: Sequence[torch.Tensor | None], num_nodes: int, plain_sizes: Sequence[int | None]
+    ) -> list[KeyLayout]:
+        """
+        Returns which keys the attentions of a forward are about, one entry per layer.
+
+        Args:
+            attentions (`Sequence[torch.Tensor | None]`): Of every layer, of shape `(..., num_nodes, kv_len)`.
+            num_nodes (`int`): The last keys, which are nodes of a tree.
+            plain_sizes (`Sequence[int | None]`): Columns of each layer of plain `generate`'s cache, if they are fixed.
+        """
+        slots = [0 if weights is None else weights.shape[-1] - num_nodes for weights in attentions]
+        return [
+            KeyLayout(window_of(self.cache.layers[layer]), num_slots, plain_sizes[layer])
+            for layer, num_slots in zip(self.cache_layers(len(slots)), slots, strict=True)
+        ]
 
     @property
     def sees_all(self) -> bool:
@@ -67,7 +86,7 @@ class TreeMasks:
         self, tree: DraftTree, lengths: list[int], additive_dtype: torch.dtype | None
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """
-        Makes the mask that shows every node the text before it and its own path.
+        Makes the masks of one forward.
 
         Args:
             tree ([`DraftTree`]): The trees to verify.
@@ -122,9 +141,8 @@ class TreeMasks:
         if self.prompt_mask is not None:
             in_prompt = slots.clamp(0, self.prompt_mask.shape[1] - 1)
             is_real &= (slots >= self.prompt_mask.shape[1]) | self.prompt_mask.gather(1, in_prompt)
-            padding = self.prompt_mask.long().argmax(
-                dim=1, keepdim=True
-            )  # (batch_size, 1): columns before the first real one
+            # (batch_size, 1): columns before the first real one
+            padding = self.prompt_mask.long().argmax(dim=1, keepdim=True)
         keys = torch.cat([slots, nodes], dim=1)[:, None, :]  # (batch_size, 1, kv_len)
         queries = nodes[:, :, None]
         if is_chunked:

@@ -57,9 +57,7 @@ class LentModule(nn.Module):
         self.runs_on, self.takes, self.device, self.dtype = runs_on, takes, device, dtype
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """
-        Returns the output of the module, of shape `(..., size)`; gradients pass through, and leave none on the target.
-        """
+        """Returns the module's output, of shape `(..., size)`; gradients pass through, and leave none on the target."""
         inputs = inputs.to(device=self.runs_on, dtype=self.takes)
         if torch.is_grad_enabled() and (trainable := self._trainable()):
             frozen = cast(nn.Module, self.module)
@@ -169,7 +167,7 @@ _ROWS_AT_ONCE = 1024
 
 
 def _device(model: PreTrainedModel, module: nn.Module) -> torch.device:
-    """Returns where a module takes its input: where the nearest hook brings it, or else where its weights are."""
+    """Returns the device of a module's input: where the nearest hook brings it, or else where its weights are."""
     for owner in (module, model):
         hook = getattr(owner, "_hf_hook", None)
         for each in getattr(hook, "hooks", [hook]):
@@ -180,9 +178,6 @@ def _device(model: PreTrainedModel, module: nn.Module) -> torch.device:
 
 
 def _input_dtype(model: PreTrainedModel, module: nn.Module) -> torch.dtype:
-    """
-    Returns the dtype in which a linear layer takes its input: that of its weights, or if these are packed, as the
-    target's states.
-    """
+    """Returns the dtype of a linear layer's input: its weights', or if these are packed, the target's."""
     weight: Any = next(module.parameters(), None)
     return weight.dtype if weight is not None and weight.dtype in _PLAIN_DTYPES else model.dtype

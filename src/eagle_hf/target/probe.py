@@ -1,4 +1,4 @@
-"""Finding out by trying whether a target can verify trees, only chains, or nothing. No list of architectures."""
+"""Finds out by trying whether a target can verify trees, only chains, or nothing. No list of architectures."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -10,10 +10,12 @@ from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import LinearAttentionLayer
 from transformers.utils import logging
 
-from ..cache.keeping import fixed_sizes, goes_back_alone, take_back
+from ..cache.fixed import fixed_sizes
+from ..cache.keeping import take_back
+from ..cache.layers import goes_back_alone
 from ..tree import DraftTree
 from .config import TargetConfig
-from .direct_layers import watched_layers
+from .features import watched_layers
 from .forward import attention_implementation, forward_chain, forward_tree, prepared_inputs
 from .masks import TreeMasks
 from .modules import input_device
@@ -23,7 +25,9 @@ from .recurrent import DeferredReplay, double_recurrent_states, has_recurrent_st
 logger = logging.get_logger(__name__)
 
 # By what a verdict depends on: what the target's modules are, in which mode, and whether the cache is static.
-_VERDICTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[int, bool], bool]] = WeakKeyDictionary()
+_VERDICTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[int, bool], str]] = WeakKeyDictionary()
+
+TREES, CHAINS, RECURRENT = "trees", "chains", "chains from a copy of its recurrent state"
 
 # How far logits of two exact computations may lie apart, relative to the largest logit.
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -35,8 +39,8 @@ _FAILURES = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, A
 @torch.no_grad()
 def can_verify_trees(model: PreTrainedModel, is_static: bool = False) -> bool:
     """
-    Checks whether the target verifies trees exactly; if not, whether it verifies chains and takes them back. Found out
-    with two forwards of a few tokens, and some more for targets that cannot. The plain forward gets the inputs that the
+    Returns whether the target verifies trees exactly; if not, it verifies chains and takes them back. Found out with
+    two forwards of a few tokens, and some more for targets that cannot. The plain forward gets the inputs that the
     target itself prepares for `generate`:
 
     ```text
@@ -57,13 +61,29 @@ def can_verify_trees(model: PreTrainedModel, is_static: bool = False) -> bool:
     Raises:
         `ValueError`: if the target can do neither.
     """
+    return _verdict(model, is_static) == TREES
+
+
+def is_recurrent(model: PreTrainedModel, is_static: bool = False) -> bool:
+    """
+    Returns whether a target that verifies chains has a recurrent state, which nothing can be cut off from.
+
+    Args:
+        model, is_static: As in [`can_verify_trees`].
+
+    Raises:
+        `ValueError`: if the target can verify nothing.
+    """
+    return _verdict(model, is_static) == RECURRENT
+
+
+def _verdict(model: PreTrainedModel, is_static: bool) -> str:
     verdicts, situation = _VERDICTS.setdefault(model, {}), (_state(model), is_static)
     if situation not in verdicts:
         with _call_set_aside(model):
             verdicts[situation] = _probe(model, is_static)
-        kind = "trees" if verdicts[situation] else "chains only"
         implementation = attention_implementation(model)
-        logger.info(f"{type(model).__name__} with {implementation} attention verifies {kind}.")
+        logger.info(f"{type(model).__name__} with {implementation} attention verifies {verdicts[situation]}.")
     return verdicts[situation]
 
 
@@ -81,7 +101,7 @@ def _state(model: PreTrainedModel) -> int:
 
 
 def _why_training_fails(model: PreTrainedModel) -> str:
-    """Returns what to do about a target that cannot verify drafts in training mode."""
+    """Says what to do about a target that cannot verify drafts in training mode."""
     modules = [module for module in model.modules() if module.training]
     if any(getattr(module, "gradient_checkpointing", False) for module in modules):
         disable = "activation_checkpointing_disable"  # as it is called in newer versions
@@ -95,7 +115,7 @@ def _why_training_fails(model: PreTrainedModel) -> str:
     return "Generate"
 
 
-def _probe(model: PreTrainedModel, is_static: bool) -> bool:
+def _probe(model: PreTrainedModel, is_static: bool) -> str:
     vocab_size = TargetConfig(model.config).vocab_size
     device = input_device(model)
     prompt_len = max(4, _window_beyond_the_cache(model))
@@ -117,7 +137,7 @@ def _probe(model: PreTrainedModel, is_static: bool) -> bool:
         return StaticCache(config=model.config, max_cache_len=room) if is_static else DynamicCache(config=model.config)
 
     if is_static and min(size for size in fixed_sizes(new_cache()) if size is not None) < prompt_len + len(nodes):
-        return can_verify_trees(model)  # a window that a call with a static cache must not fill
+        return _verdict(model, is_static=False)  # a window that a call with a static cache must not fill
     try:
         with watched_layers(model):
             logits, cache = _plain_with_cache(model, torch.cat([prompt, nodes[None, path]], dim=1), new_cache())
@@ -148,17 +168,18 @@ def _probe(model: PreTrainedModel, is_static: bool) -> bool:
         logits = _tree_logits(model, prompt_len, tree, cache)[0, path].float().nan_to_num(nan=torch.inf)
         error = (logits - expected).abs().max().item()
         if error <= max(0.1 * effect, rounding):
-            return True
+            return TREES
         reasons.append(f"tree logits are off by {error:.2g}")
     except _FAILURES as failure:
         reasons.append(f"a tree mask fails ({failure})")
     paths = nodes[torch.tensor([[0, 1, 3], [0, 2, 4]], device=device)]
     try:
-        got = _chain_logits(model, prompt, paths, new_cache).float().nan_to_num(nan=torch.inf)
+        got, kind = _chain_logits(model, prompt, paths, new_cache)
+        got = got.float().nan_to_num(nan=torch.inf)
         expected = _single_step_logits(model, prompt, paths, new_cache).float().nan_to_num()
         error = (got - expected).abs().max().item()
         if error <= rounding:
-            return False
+            return kind
         reasons.append(f"logits after taking a chain back are off by {error:.2g}")
     except _FAILURES as failure:
         reasons.append(f"taking a chain back fails ({failure})")
@@ -208,9 +229,7 @@ def _plain(model: PreTrainedModel, tokens: torch.Tensor, cache: Cache | None = N
 
 
 def _no_padding(model: PreTrainedModel, tokens: torch.Tensor, length: int) -> torch.Tensor | None:
-    """
-    Returns a mask as `generate` makes it of a prompt without padding, for targets that take one: some need it (Bloom).
-    """
+    """Returns the mask of a prompt without padding, as `generate` makes it: some targets need it (Bloom)."""
     return tokens.new_ones(1, length) if "attention_mask" in inspect.signature(model.forward).parameters else None
 
 
@@ -263,10 +282,10 @@ def _tree_logits(model: PreTrainedModel, prompt_len: int, tree: DraftTree, cache
 
 def _chain_logits(
     model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Tensor, new_cache: Callable[[], Cache]
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, str]:
     """
-    Returns the logits after both paths of shape `(2, 3)`: the second one goes on from the root after the first is taken
-    back. A recurrent target goes back behind the root and reads it again.
+    Logits after both paths of shape `(2, 3)`: the second one goes on from the root after the first is taken back. A
+    recurrent target goes back behind the root and reads it again. And which of both kinds of chains these are.
     """
     cache = _prefilled(model, prompt, new_cache())
 
@@ -283,7 +302,7 @@ def _chain_logits(
         first_logits = run(first, 0)
         take_back(cache, 2)
         second_logits = run(second_after_root, 1)
-        return torch.stack([first_logits, torch.cat([first_logits[:1], second_logits])])
+        return torch.stack([first_logits, torch.cat([first_logits[:1], second_logits])]), CHAINS
     replay = DeferredReplay(model, cache, pad_token=0)
     with replay.as_single_steps():
         first_logits = run(replay.begin(first), 0)
@@ -293,7 +312,7 @@ def _chain_logits(
         double_recurrent_states(cache)
         if torch.equal(second_logits, run(second, 0)):
             raise ValueError("a forward over several tokens does not go on from the recurrent state")
-    return torch.stack([first_logits, second_logits])
+    return torch.stack([first_logits, second_logits]), RECURRENT
 
 
 def _single_step_logits(

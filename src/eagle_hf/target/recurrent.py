@@ -24,12 +24,13 @@ import torch
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer, LinearAttentionLayer, StaticLayer
 
-from ..cache.keeping import holds_keys, set_filled
+from ..cache.fixed import set_filled
+from ..cache.layers import holds_keys
 from ..tree import DraftTree
 
 
 def has_recurrent_state(cache: Cache) -> bool:
-    """Checks whether a filled cache holds recurrent states. (States of convolutions alone can be cropped.)"""
+    """Returns whether a filled cache holds recurrent states. (States of convolutions alone can be cropped.)"""
     return any(
         isinstance(layer, LinearAttentionLayer) and any(state is not None for state in layer.recurrent_states.values())
         for layer in cache.layers
@@ -54,7 +55,7 @@ def filled_length(cache: Cache, read_len: int) -> int:
 
 
 def counts_columns(cache: Cache) -> bool:
-    """Checks whether a cache knows how many columns it holds, which purely recurrent ones do not."""
+    """Returns whether a cache knows how many columns it holds, which purely recurrent ones do not."""
     return any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
 
 
@@ -148,7 +149,7 @@ class DeferredReplay:
         return 0 if self.pending is None else self.pending.shape[1]
 
     def clamp_depth(self, depth: int) -> int:
-        """Allows no drafts where too many tokens wait."""
+        """Returns how deep a chain may be: no drafts where too many tokens wait."""
         return 0 if self.num_pending >= self.MAX_PENDING else depth
 
     def begin(self, tree: DraftTree) -> DraftTree:
@@ -162,7 +163,7 @@ class DeferredReplay:
         return self._chain(tokens if self.pending is None else torch.cat([self.pending, tokens], dim=1))
 
     def caught_up(self) -> None:
-        """Takes note that the waiting tokens have been read."""
+        """Moves the boundary behind the waiting tokens, which have been read."""
         self.pending = self._snapshot = None
 
     def replay(self) -> DraftTree:

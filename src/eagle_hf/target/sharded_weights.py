@@ -10,8 +10,8 @@ def whole(module: Any) -> Any:
     """
     Returns a module that can be called at any time, although its weights are spread over ranks. Called as it is, it
     would gather them from all ranks in every call, while ranks draft at different times and wait for each other
-    forever. So the weights are gathered once, for as long as the result lives. All ranks have to call this at the same
-    time.
+    forever.
+    So the weights are gathered once, for as long as the result lives. All ranks have to call this at the same time.
 
     Args:
         module (`nn.Module`, *optional*): The target's embedding or head.

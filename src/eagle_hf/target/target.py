@@ -1,36 +1,24 @@
-"""The target during one `generate` call: prefill, verification of trees, features, and what its cache keeps."""
+"""Prefill, verification of trees, features, and what the cache keeps: the target during one `generate` call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import Cache, CompileConfig, GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..cache.keeping import (
-    align_columns,
-    capacity,
-    hand_back_columns,
-    keep_nodes,
-    layers_with_keys,
-    put_aside,
-    set_filled,
-    take_back,
-)
-from ..cache.lending import LentCache, settle
-from ..fast.compiled_target import CompiledForward, compiled_call, plain_sizes
+from ..cache.fixed import capacity
+from ..cache.keeping import align_columns, keep_nodes
+from ..cache.lending import LentCache
 from ..tree import DraftTree
-from ..versions import CACHE, cache_of
 from .config import TargetConfig
-from .direct_layers import direct_layers
 from .features import FeatureReader
-from .forward import cache_argument, forward_chain, forward_tree
+from .forward import cache_argument, forward_tree
 from .inputs import StepInputs
-from .layer_outputs import KeyLayout, LayerOutputs
-from .masks import TreeMasks, window_of
-from .recurrent import DeferredReplay, filled_length, has_recurrent_state
-from .rotary_switch import RotarySwitch
+from .layer_outputs import LayerOutputs
+from .masks import TreeMasks
+from .recurrent import filled_length
 
 
 @dataclass(frozen=True)
@@ -81,16 +69,32 @@ class Verified:
 
 class Target:
     """
-    Reads features and lends its cache as long as it is entered as a context.
+    A target that verifies trees. Reads features and borrows the cache as long as it is entered as a context.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The target.
         generation_config ([`~transformers.GenerationConfig`]): As prepared by `generate`.
         model_kwargs (`dict`): As prepared by `generate`; holds the cache.
         reader ([`FeatureReader`]): Reads the features that the draft wants.
-        is_tree (`bool`): Whether the target can verify trees; otherwise only chains, through its own causal mask.
-        max_nodes (`int`): Nodes of the largest tree, the root included.
+        plain_sizes (`Sequence[int | None]`):
+            Columns that each layer of plain `generate`'s cache would have; `None` for layers that grow.
+
+    Subclasses run other nodes (`_forward`, `_padded`) or keep them in another way (`_kept`, `_undo`).
     """
+
+    rows_may_run_ahead = True  # whether rows may have different lengths for a while
+    _records_past = True  # whether the cache keeps what its windows would forget
+
+    # From the prefill on.
+    lengths: list[int]  # committed columns of the cache, per row
+    num_prompt_columns: int  # of the cache after the prefill
+    prompt_outputs: LayerOutputs | None  # of the prefill, where they are wanted
+    _inputs: StepInputs
+    _masks: TreeMasks
+    _root_position: torch.Tensor  # (..., batch_size or 1, 1)
+    _prompt_mask: torch.Tensor | None  # (batch_size, num_prompt_columns)
+    _prompt_positions: torch.Tensor  # (batch_size or 1, len), or (3, batch_size, len) for multimodal rotary
+    _prompt_states: list[torch.Tensor]  # hidden states that the draft reads
 
     def __init__(
         self,
@@ -98,36 +102,21 @@ class Target:
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
         reader: FeatureReader,
-        is_tree: bool,
-        max_nodes: int,
+        plain_sizes: Sequence[int | None],
     ):
         self.model = model
         self.generation_config = generation_config
         self.model_kwargs = model_kwargs
         self.reader = reader
-        self.is_tree = is_tree
         self.cache: Cache = model_kwargs[cache_argument(model)]
+        self.num_forwards = 0
+        self._plain_sizes = plain_sizes
+        self._max_positions = TargetConfig(model.config).num_positions
         wanted = bool(generation_config.return_dict_in_generate)
         self._wants_hidden_states = wanted and bool(generation_config.output_hidden_states)
         self._wants_attentions = wanted and bool(generation_config.output_attentions)
-        self.replay: DeferredReplay | None = None  # of targets with a recurrent state
-        self.rotary_switch: RotarySwitch | None = None
-        self._ids = torch.empty(0)  # (batch_size, length): the text, where a rotary switch lies ahead
-        self._compiled = (
-            compiled_call(model, model_kwargs, generation_config) if is_tree and not reader.has_hook else None
-        )
-        if self._compiled is None and (layers := direct_layers(model)):
-            reader.read_layers(layers)
-        self.is_on_cpu = model.device.type == "cpu"  # kept, as a model looks for it among its parameters
-        self.max_nodes = max_nodes
-        self.num_forwards = 0
-        self.lengths: list[int] = []  # committed columns of the cache, per row
-        self.num_prompt_columns = 0  # of the cache after the prefill
-        self.prompt_outputs: LayerOutputs | None = None  # of the prefill, where they are wanted
-        self._prompt_states: list[torch.Tensor] = []  # hidden states that the draft reads
-        self._num_unkept = 0  # columns of the cache that an exception between `verify` and `keep` would leave behind
         self._lent: LentCache | None = None
-        self._put_aside: list[tuple[torch.Tensor, torch.Tensor]] = []  # parts of the cache, and what belongs there
+        self._num_unkept = 0  # columns of the cache that an exception between `verify` and `keep` would leave behind
 
     def __enter__(self) -> "Target":
         self.reader.__enter__()
@@ -135,21 +124,18 @@ class Target:
 
     def __exit__(self, *exception: object) -> None:
         self.reader.__exit__()
-        self._release()
-
-    @property
-    def has_fixed_shapes(self) -> bool:
-        """
-        Whether all trees are made equally large: where steps are compiled, every size would be a CUDA graph of its own.
-        On a CPU one graph serves many sizes.
-        """
-        return self._compiled is not None and not self.is_on_cpu
+        if self._lent is None:
+            return
+        try:  # an exception may have come at any time
+            if self._num_unkept:
+                self._keep([()] * len(self.lengths), self._num_unkept)
+            self._undo()
+        finally:
+            self._lent.give_back(is_seen=self.outlives_generate)
 
     def compiling(self) -> tuple[CompileConfig | None, int | None]:
-        """Returns how the target's steps are compiled, `None` if they are not, and the columns of its cache."""
-        if self._compiled is None:
-            return None, None
-        return self.generation_config.compile_config or CompileConfig(), capacity(self.cache)
+        """Returns how steps are compiled, `None` if they are not, and the columns of the cache."""
+        return None, None
 
     # ------------------------------------------------------------------ prompt
 
@@ -167,8 +153,6 @@ class Target:
         given, past_len = self.cache, filled_length(self.cache, 0)
         outputs = self.model._prefill(input_ids, self.generation_config, kwargs)
         self.num_forwards += 1
-        if isinstance(self._compiled, CompiledForward):
-            self._compiled.look_over()
         # Phi-3 leaves the cache it was given empty, and makes one of its own, where a prompt is beyond its switch.
         self.cache = getattr(outputs, cache_argument(self.model), None) or self.cache
         num_read = filled_length(self.cache, 0) - (past_len if self.cache is given else 0)
@@ -183,26 +167,18 @@ class Target:
         if positions is None:
             # `forward` does not name them: plain `generate` passes none, and the target counts columns.
             positions = torch.arange(past_len, device=outputs.logits.device)[None]
-        self._prompt_positions = positions  # (batch_size or 1, len), or (3, batch_size, len) for multimodal rotary
-        self._root_position = positions[..., -1:] + 1  # (..., batch_size or 1, 1)
-        config, max_length = self.model.config.get_text_config(decoder=True), self.generation_config.max_length
-        self.rotary_switch = RotarySwitch.on_the_way(config, past_len, max_length)
-        self._ids = input_ids
-        self._masks = TreeMasks(config, self.cache, self._prompt_mask)
-        self._max_positions = TargetConfig(self.model.config).num_positions
-        self.prompt_outputs = self._layer_outputs(outputs, 0, self.lengths)
-        if has_recurrent_state(self.cache):
-            pad_token = self.generation_config._pad_token_tensor
-            pad_token = 0 if pad_token is None else max(int(pad_token), 0)  # -1 stands for none
-            self.replay = DeferredReplay(self.model, self.cache, pad_token)
-        self._lent = LentCache(self.cache, self.generation_config.max_length, records_past=self.replay is None)
+        self._prompt_positions = positions
+        self._root_position = positions[..., -1:] + 1
+        self._masks = TreeMasks(self.model.config.get_text_config(decoder=True), self.cache, self._prompt_mask)
+        self._lent = self._borrow(self._plain_sizes)
+        self.prompt_outputs = self._layer_outputs(outputs, 0)
         return outputs.logits[:, -1:]
 
+    def _borrow(self, plain_sizes: Sequence[int | None]) -> LentCache:
+        return LentCache(self.cache, self.generation_config.max_length, plain_sizes, self._records_past)
+
     def _in_last_chunk(self, num_read: int) -> int | None:
-        """
-        Returns the tokens of a prompt that the last forward of the prefill read; `None` where the cache does not count
-        them.
-        """
+        """Returns how many tokens of a prompt the last forward of the prefill read; `None` if unknown."""
         chunk = self.generation_config.prefill_chunk_size or num_read
         return (num_read - 1) % chunk + 1 if num_read else None
 
@@ -212,7 +188,7 @@ class Target:
 
     def prompt_features(self, num_known_tokens: int) -> PromptFeatures:
         """
-        Returns the features of the prompt, as far as the prefill computed them and the token after each is known.
+        Returns features of the prompt, as far as the prefill computed them and the token after each is known.
 
         Args:
             num_known_tokens (`int`): Prompt tokens whose ids are known; 0 where the prompt was given as embeddings.
@@ -228,13 +204,9 @@ class Target:
 
     def clamp_depth(self, depth: int) -> int:
         """
-        Returns a depth for which the target has positions: learned position embeddings end at
-        `max_position_embeddings`. Beyond it, steps are plain ones.
+        Returns how deep a tree may be, at most `depth`: learned position embeddings end at `max_position_embeddings`.
+        Beyond it, steps are plain ones.
         """
-        if self.replay is not None:
-            depth = self.replay.clamp_depth(depth)
-        if self.rotary_switch is not None:
-            depth = self.rotary_switch.clamp_depth(depth, *self._root_place())
         if not self._max_positions:
             return depth
         return min(depth, max(self._max_positions - 1 - max(self.lengths), 0))
@@ -249,52 +221,40 @@ class Target:
         Returns:
             [`Verified`]: for [`Target.keep`], once the accepted paths are known.
         """
-        tree = self._fit(tree)
+        columns = capacity(self.cache) if tree.num_nodes > 1 else None
+        if columns is not None:
+            tree = tree.first(max(columns - max(self.lengths), 1))
         self._make_way()
-        run = tree
-        if self._compiled is not None:
-            room = cast(int, capacity(self.cache)) - max(self.lengths)
-            run = tree.padded(min(self._num_rows(tree.num_nodes), room))
-        num_rows = self._num_unkept = run.num_nodes
-        outputs = self._forward(run, **self._output_options())
+        rows = self._padded(tree)
+        num_rows = self._num_unkept = rows.num_nodes
+        outputs = self._forward(rows, **self._output_options())
         self.num_forwards += 1
         # A forward may begin with tokens that are read again, whose outputs are no news.
-        num_again = 0 if self.replay is None else self.replay.num_pending
-        states = self.reader.states(outputs.hidden_states, num_again + num_rows)
-        states = [state[:, -num_rows:] for state in states]
+        states = [state[:, -num_rows:] for state in self.reader.states(outputs.hidden_states, num_rows)]
         logits = outputs.logits[:, -num_rows:][:, : tree.num_nodes]
-        if self.has_fixed_shapes:  # CUDA graphs write the outputs of every replay to the same place
-            states, logits = [state.clone() for state in states], logits.clone()
-        return Verified(tree, logits, states, num_rows, self._layer_outputs(outputs, num_rows, self.lengths))
+        return Verified(tree, logits, states, num_rows, self._layer_outputs(outputs, num_rows))
 
-    def _fit(self, tree: DraftTree) -> DraftTree:
-        """Returns as much of the tree as there is room for in a cache of fixed size."""
-        columns = capacity(self.cache) if tree.num_nodes > 1 else None
-        return tree if columns is None else tree.first(max(columns - max(self.lengths), 1))
+    def keep(self, verified: Verified, paths: Sequence[Sequence[int]]) -> torch.Tensor:
+        """
+        Keeps the accepted paths of a verification in the cache, and drops the other nodes.
 
-    def _make_way(self) -> None:
-        """
-        Puts aside the last column of rows that fill a cache of fixed size, and so have ended: nodes of the others begin
-        there.
-        """
-        columns = capacity(self.cache)
-        if columns is None or max(self.lengths) < columns:
-            return
-        full = [row for row, length in enumerate(self.lengths) if length == columns]
-        for row in full:
-            self._put_aside += put_aside(self.cache, row, columns - 1)
-            self.lengths[row] = columns - 1
-        for layer in layers_with_keys(self.cache):
-            set_filled(layer, columns - 1)
+        Args:
+            verified ([`Verified`]): The last verification.
+            paths (`Sequence[Sequence[int]]` of length `batch_size`): Accepted nodes of every row, the root first.
 
-    def _num_rows(self, num_nodes: int) -> int:
+        Returns:
+            `torch.Tensor` of shape `(batch_size, longest, num_features * hidden_size)`: Features of the accepted nodes;
+            rows with shorter paths are filled with those of the root.
         """
-        Returns the rows that a compiled forward gets for so many nodes. On a CPU at least two: a single row would be a
-        graph of its own, and a slower one (docs/performance.md).
-        """
-        if self.has_fixed_shapes:
-            return self.max_nodes if num_nodes > 1 else 1
-        return max(num_nodes, 2) if isinstance(self._compiled, CompiledForward) else num_nodes
+        self._keep(paths, verified.num_rows)
+        longest = max(map(len, paths))
+        if verified.num_rows == longest == min(map(len, paths)) == 1:  # a plain step
+            self._root_position = self._root_position + 1
+            return self.reader.concatenate(verified.states)
+        device = self._root_position.device
+        index = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=device)
+        self._root_position = self._root_position + torch.tensor([[len(path)] for path in paths], device=device)
+        return self._features(verified.states, index)
 
     def idle(self, newest: torch.Tensor) -> None:
         """
@@ -309,140 +269,56 @@ class Target:
         self._forward(tree)
         self._keep([()] * len(self.lengths), tree.num_nodes)
 
-    def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
-        if self.rotary_switch is not None and self.rotary_switch.is_plain_step(*self._root_place()):
-            return self._plain_step(tree.tokens, **kwargs)
-        kwargs["step_inputs"] = self._inputs
-        if self.is_tree:
-            call = self._compiled or self.model
-            return forward_tree(
-                self.model, tree, self._root_position, self.lengths, self.cache, self._masks, call=call, **kwargs
-            )
-        if self.replay is None:
-            return self._forward_chain(tree, 0, **kwargs)
-        with self.replay.as_single_steps():
-            return self._forward_chain(self.replay.begin(tree), self.replay.num_pending, **kwargs)
-
-    def _root_place(self) -> tuple[int, int]:
-        """Returns the column and the largest position of the roots, for targets whose rows keep in step."""
-        return max(self.lengths), int(self._root_position.max())
-
     @property
-    def rows_may_run_ahead(self) -> bool:
-        """Whether rows may have different lengths for a while; not where the longest decides the rotation of all."""
-        return self.is_tree and self.rotary_switch is None
+    def lags_behind(self) -> bool:
+        """Whether the cache lacks accepted tokens that somebody will miss after this call; see [`Target.catch_up`]."""
+        return False
 
-    def _plain_step(self, tokens: torch.Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
-        """
-        Returns a step of plain `generate`, which lets the target prepare it. It may start a new cache (Phi-3 at its
-        switch).
+    def catch_up(self) -> None:
+        """Lets the cache read what it still lacks."""
 
-        Args:
-            tokens (`torch.LongTensor` of shape `(batch_size, 1)`): The newest tokens.
-        """
-        ids = torch.cat([self._ids, tokens], dim=1)
-        mask, positions = self._prompt_mask, self._root_position
-        if mask is not None:
-            mask = torch.cat([mask, mask.new_ones(len(mask), self.lengths[0] + 1 - mask.shape[1])], dim=1).long()
-        num_new = self.lengths[0] + 1 - self._prompt_positions.shape[-1]
-        new = positions - torch.arange(num_new - 1, -1, -1, device=positions.device)  # (..., batch_size or 1, num_new)
-        prepared = self.model.prepare_inputs_for_generation(
-            ids,
-            next_sequence_length=1,
-            is_first_iteration=False,
-            attention_mask=mask,
-            position_ids=torch.cat([self._prompt_positions.expand(*new.shape[:-1], -1), new], dim=-1),
-            use_cache=True,
-            **{CACHE: self.cache},
-        )
-        prepared = self._inputs.for_nodes(1) | prepared
-        outputs = self.model(**prepared, return_dict=True, **kwargs)
-        if (new_cache := cache_of(outputs)) is not self.cache:
-            if self._lent is not None:
-                self._lent.give_back(is_seen=self.outlives_generate)
-            self.cache = self._masks.cache = new_cache
-            self._lent = LentCache(self.cache, self.generation_config.max_length)
-        return outputs
+    def _make_way(self) -> None:
+        if self._lent is not None:
+            self.lengths = self._lent.make_way(self.lengths)
 
-    def _forward_chain(self, chain: DraftTree, num_pending: int, **kwargs: Any) -> CausalLMOutputWithPast:
-        """Runs a chain that begins with `num_pending` committed tokens."""
-        mask = self._prompt_mask
-        if mask is not None:
-            new_len = self.lengths[0] - num_pending + chain.num_nodes - mask.shape[1]
-            mask = torch.cat([mask, mask.new_ones(len(mask), new_len)], dim=1).long()
-        return forward_chain(self.model, chain, self._root_position - num_pending, mask, self.cache, **kwargs)
+    def _padded(self, tree: DraftTree) -> DraftTree:
+        """Returns the nodes that a forward runs over."""
+        return tree
 
-    def catch_up(self) -> bool:
-        """Replays waiting tokens if the recurrent state outlives this call. Returns whether there were any."""
-        lags_behind = self.replay is not None and self.replay.num_pending > 0 and self.outlives_generate
-        if self.replay is not None and lags_behind:
-            with self.replay.as_single_steps():
-                self._forward_chain(self.replay.replay(), self.replay.num_pending, step_inputs=self._inputs)
-            self.num_forwards += 1
-            self.replay.caught_up()
-        return lags_behind
-
-    def keep(self, verified: Verified, paths: Sequence[Sequence[int]]) -> torch.Tensor:
-        """
-        Keeps the accepted paths of a verification in the cache, and drops the other nodes.
-
-        Args:
-            verified ([`Verified`]): The last verification.
-            paths (`Sequence[Sequence[int]]` of length `batch_size`): Accepted nodes of every row, the root first.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, longest, num_features * hidden_size)`: Features of the accepted nodes;
-            rows with shorter paths are filled with those of the root.
-        """
-        if self.rotary_switch is not None:
-            tokens = [verified.tree.tokens[row, path] for row, path in enumerate(paths)]
-            self._ids = torch.cat([self._ids, torch.stack(tokens)], dim=1)
-        self._keep(paths, verified.num_rows)
-        longest = max(map(len, paths))
-        if verified.num_rows == longest == min(map(len, paths)) == 1:  # a plain step
-            self._root_position = self._root_position + 1
-            return self.reader.concatenate(verified.states)
-        device = self._root_position.device
-        index = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=device)
-        self._root_position = self._root_position + torch.tensor([[len(path)] for path in paths], device=device)
-        return self._features(verified.states, index)
+    def _forward(self, tree: DraftTree, **kwargs: Any) -> CausalLMOutputWithPast:
+        """Runs all nodes behind the committed columns."""
+        kwargs["step_inputs"] = self._inputs
+        return forward_tree(self.model, tree, self._root_position, self.lengths, self.cache, self._masks, **kwargs)
 
     def _keep(self, paths: Sequence[Sequence[int]], num_nodes: int) -> None:
-        settle(self.cache)
-        if self.is_tree:
-            self.lengths = keep_nodes(self.cache, self.lengths, paths, num_nodes)
-        else:  # a chain, all rows by the same number of nodes
-            if self.replay is not None:
-                self.replay.end(paths)
-            else:
-                take_back(self.cache, num_nodes - len(paths[0]))
-            self.lengths = [length + len(paths[0]) for length in self.lengths]
+        if self._lent is not None:
+            self._lent.settle()
+        self.lengths = self._kept(paths, num_nodes)
         self._num_unkept = 0
 
+    def _kept(self, paths: Sequence[Sequence[int]], num_nodes: int) -> list[int]:
+        """Keeps the paths in the cache. Returns the columns that each row has committed now."""
+        return keep_nodes(self.cache, self.lengths, paths, num_nodes)
+
+    def _undo(self) -> None:
+        """Brings the cache to the form of plain `generate`, between two steps or after an exception in one."""
+        align_columns(self.cache, self.lengths)
+
     def _features(self, states: Sequence[torch.Tensor], index: torch.Tensor) -> torch.Tensor:
-        """Returns the hidden states at columns `index` of shape `(batch_size, k)`, concatenated."""
+        """Returns hidden states at columns `index` of shape `(batch_size, k)`, concatenated."""
         rows = torch.arange(len(index), device=index.device)[:, None]
         states = [s.to(index.device) for s in states]
         states = [s.index_select(1, index[0]) if len(index) == 1 else s[rows, index] for s in states]
         return self.reader.concatenate(states)
 
-    def _layer_outputs(
-        self, outputs: CausalLMOutputWithPast, num_nodes: int, lengths: Sequence[int]
-    ) -> LayerOutputs | None:
-        """
-        Returns what `generate` returns of the layers, with the last `num_nodes` keys being those of a tree; or `None`.
-        """
-        if not (self._wants_hidden_states or self._wants_attentions):
+    def _layer_outputs(self, outputs: CausalLMOutputWithPast, num_nodes: int) -> LayerOutputs | None:
+        """Returns what `generate` returns of the layers; the last `num_nodes` keys are those of a tree."""
+        if self._lent is None or not (self._wants_hidden_states or self._wants_attentions):
             return None
         hidden_states = outputs.hidden_states if self._wants_hidden_states else None
         attentions = (getattr(outputs, "attentions", None) or ()) if self._wants_attentions else None
-        slots = [0 if weights is None else weights.shape[-1] - num_nodes for weights in attentions or ()]
-        layers, widths = self._masks.cache_layers(len(slots)), plain_sizes(self.cache)
-        layouts = [
-            KeyLayout(window_of(self.cache.layers[layer]), num_slots, widths[layer])
-            for layer, num_slots in zip(layers, slots, strict=True)
-        ]
-        of_all = LayerOutputs(hidden_states, attentions, layouts, list(lengths))
+        layouts = self._masks.key_layouts(attentions or (), num_nodes, self._lent.plain_sizes)
+        of_all = LayerOutputs(hidden_states, attentions, layouts, self.lengths)
         return of_all.newest(num_nodes) if num_nodes else of_all
 
     # ------------------------------------------------------------------ cache
@@ -456,21 +332,3 @@ class Target:
     def is_users_cache(self) -> bool:
         """Whether the cache was passed to this call."""
         return bool(getattr(self.cache, "_is_user_defined", False))
-
-    def _release(self) -> None:
-        """Hands the cache back as plain `generate` leaves it."""
-        if self._num_unkept:  # an exception came between verification and acceptance
-            self._keep([()] * len(self.lengths), self._num_unkept)
-        if self.replay is not None:  # an exception may have come while tokens were read again
-            self.replay.undo()
-        if self.is_tree and self.lengths:
-            align_columns(self.cache, self.lengths)
-        if self._put_aside and self.outlives_generate:
-            for view, states in self._put_aside:
-                view.copy_(states)
-            for layer in layers_with_keys(self.cache):
-                set_filled(layer, cast(int, capacity(self.cache)))
-        if self.outlives_generate and capacity(self.cache) is not None:
-            hand_back_columns(self.cache, plain_sizes(self.cache))
-        if self._lent is not None:
-            self._lent.give_back(is_seen=self.outlives_generate)

@@ -7,8 +7,7 @@ from doubles import random_draft
 from torch import nn
 from transformers import LlamaModel
 
-from eagle_hf.target.direct_layers import direct_layers
-from eagle_hf.target.features import FeatureReader
+from eagle_hf.target.features import FeatureReader, layers_in_order
 from eagle_hf.target.probe import can_verify_trees
 
 
@@ -25,7 +24,7 @@ def probed(name: str = "llama") -> nn.Module:
 @torch.no_grad()
 def direct_states(target, ids):
     reader = FeatureReader(target, random_draft(target, feature_layer_ids=ids).config)
-    reader.read_layers(direct_layers(target))
+    reader.hook_layers()
     with reader:
         outputs = target(IDS % VOCAB_SIZE, output_hidden_states=reader.output_hidden_states)
         return reader.states(outputs.hidden_states), reader.output_hidden_states
@@ -34,7 +33,7 @@ def direct_states(target, ids):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_layers_give_the_states_that_the_target_returns(name):
     target = probed(name)
-    if not direct_layers(target):
+    if not layers_in_order(target):
         pytest.skip("reads hidden states as the target returns them")
     states, asked_for = direct_states(target, [1, 2])
     assert asked_for is False
@@ -46,11 +45,11 @@ def test_layers_give_the_states_that_the_target_returns(name):
 
 def test_most_targets_are_read_directly():
     names = ["llama", "mistral-sliding", "mixtral-moe", "qwen2-mixed", "qwen3", "qwen3-moe", "gemma2-softcap"]
-    assert all(len(direct_layers(probed(name))) == 3 for name in names)
+    assert all(len(layers_in_order(probed(name))) == 3 for name in names)
 
 
 def test_a_target_that_was_not_probed_is_not_read_directly():
-    assert direct_layers(tiny_target("llama")) == []
+    assert layers_in_order(tiny_target("llama")) == []
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2], [1, 2, -1]])
@@ -99,7 +98,7 @@ def test_layers_that_run_in_another_order_are_not_read():
     target = tiny_target("llama")
     target.model.__class__ = SwappedLlama
     can_verify_trees(target)
-    assert direct_layers(target) == []
+    assert layers_in_order(target) == []
 
 
 def test_layers_of_other_classes_are_not_read():
@@ -110,7 +109,7 @@ def test_layers_of_other_classes_are_not_read():
 
     target.model._can_record_outputs = {"hidden_states": Other}
     can_verify_trees(target)
-    assert direct_layers(target) == []
+    assert layers_in_order(target) == []
 
 
 @pytest.mark.parametrize("compile_it", [
@@ -122,13 +121,13 @@ def test_a_target_that_was_compiled_since_is_asked_for_its_states(compile_it):
     draft = random_draft(target, feature_layer_ids=[1, 2])
     plain = target.generate(**PROMPT)
     compile_it(target)
-    assert direct_layers(target) == []
+    assert layers_in_order(target) == []
     assert torch.equal(target.generate(**PROMPT, assistant_model=draft), plain)
 
 
 def test_a_layer_that_does_not_run_is_named():
     target = probed()
     reader = FeatureReader(target, random_draft(target, feature_layer_ids=[1, 2]).config)
-    reader.read_layers(direct_layers(target))
+    reader.hook_layers()
     with reader, pytest.raises(RuntimeError, match=r"outputs \[1, 2\] of the target's layers"):
         reader.states(None)
