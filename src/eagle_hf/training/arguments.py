@@ -10,8 +10,8 @@ from .losses import LOSSES
 
 
 _NOT_COMPILED = (
-    "it would compile the objective with its unrolls as a whole; tried with PyTorch 2.13 (inductor, eager), that ends in "
-    "an error inside of `torch.compile`"
+    "it would compile the objective with its unrolls as a whole; tried with PyTorch 2.13 (inductor, eager), that ends "
+    "in an error inside of `torch.compile`"
 )
 # Options of `TrainingArguments` that a head cannot be trained with, and why; they are refused unless left as they are.
 _REFUSED = {
