@@ -337,7 +337,7 @@ def test_every_decoder_with_a_static_cache(model_type):
                     continue
                 assert torch.equal(plain.sequences, ours.sequences), (form, rows, do_sample)
                 assert ours.target_forwards < NEW_TOKENS
-    assert all("without `assistant_model`" in reason for reason in refused)
+    assert all("without the draft" in reason for reason in refused)
 
 
 def with_static_cache_plainly(target, form, rows):

@@ -43,7 +43,7 @@ _QUANTIZED_REASON = (
 )
 _QUANTIZED_ADVICE = (
     "Use a DynamicCache, a quantised one with `cache_config={'backend': 'fp8'}` (from transformers 5.23 on), or "
-    "generate without `assistant_model`."
+    "generate without the draft."
 )
 
 
@@ -84,7 +84,7 @@ def check_call(
         raise CannotDraft(
             f"{type(model).__name__} writes its output in a loop of its own (`{type(model)._sample.__qualname__}`), "
             "which knows nothing of drafts and may write more than a token per step.",
-            "Generate without `assistant_model`.",
+            "Generate without the draft.",
         )
     check_pair(model, draft)
     if input_device(model) == torch.device("meta"):
@@ -101,7 +101,7 @@ def check_call(
     if generation_config.use_cache is False:
         raise CannotDraft(
             "Got `use_cache=False`, but verifying drafts needs the keys and values of earlier tokens.",
-            "Leave `use_cache` at its default, or generate without `assistant_model`.",
+            "Leave `use_cache` at its default, or generate without the draft.",
         )
     implementation = generation_config.cache_implementation
     if implementation == "quantized" and (generation_config.cache_config or {}).get("backend") != "fp8":
@@ -110,7 +110,7 @@ def check_call(
         raise CannotDraft(
             f"Got `cache_implementation={implementation!r}`, but drafts are verified with a dynamic or a static cache: "
             "rejected nodes must be removed from it again.",
-            "Leave `cache_implementation` unset, or generate without `assistant_model`.",
+            "Leave `cache_implementation` unset, or generate without the draft.",
         )
 
 
@@ -182,12 +182,12 @@ def check_cache(cache: Cache | None, num_columns: int | None = None) -> None:
         raise CannotDraft(
             "The target prepares its own cache instead of a `transformers` DynamicCache, so that rejected drafts could "
             "not be removed from it.",
-            "Generate without `assistant_model`.",
+            "Generate without the draft.",
         )
     if isinstance(cache, EncoderDecoderCache):
         raise CannotDraft(
             "Got an EncoderDecoderCache, but EAGLE drafts need a decoder-only target.",
-            "Pass a DynamicCache, or generate without `assistant_model`.",
+            "Pass a DynamicCache, or generate without the draft.",
         )
     for layer in cache.layers:
         if isinstance(layer, StaticSlidingWindowLayer) and STATIC_WINDOWS_GO_BACK:
@@ -205,7 +205,7 @@ def check_cache(cache: Cache | None, num_columns: int | None = None) -> None:
                 advice = "The target brings them, whatever cache is asked for. Generate"
             raise CannotDraft(
                 f"Got {kind}, which cannot drop the rejected nodes of a draft tree exactly.",
-                f"{advice} without `assistant_model`.",
+                f"{advice} without the draft.",
             )
 
 
@@ -218,5 +218,5 @@ def _check_static_window(layer: StaticSlidingWindowLayer, num_columns: int | Non
             f"{columns}. A static layer forgets what leaves its window at once, so that the rejected nodes of a draft "
             "tree would push out columns that are still needed.",
             f"Use a DynamicCache (leave `cache_implementation` and `{CACHE}` unset), ask for a text that fits the "
-            "window, or generate without `assistant_model`.",
+            "window, or generate without the draft.",
         )

@@ -136,7 +136,7 @@ class FeatureReader:
             if state.dim() != 3 or state.shape[-1] != self._width:
                 advice = "If its last hidden state is a single one, use a head with `feature_layer_ids=[-1]`."
                 if layer_id == self._last:
-                    advice = "Generate without `assistant_model`."
+                    advice = "Generate without the draft."
                 raise ValueError(
                     f"The draft reads the target's hidden state {layer_id}, which has the shape {tuple(state.shape)} "
                     f"instead of (batch_size, seq_len, {self._width}): this target keeps several streams there, which "
@@ -146,7 +146,7 @@ class FeatureReader:
                 raise ValueError(
                     f"The draft reads the target's hidden state {layer_id}, which has {state.shape[1]} tokens instead "
                     f"of the {seq_len} of the forward: this target does not run all of its layers for all tokens. Use "
-                    "a head that reads other layers, or generate without `assistant_model`."
+                    "a head that reads other layers, or generate without the draft."
                 )
         return states
 

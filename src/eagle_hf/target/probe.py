@@ -144,7 +144,7 @@ def _probe(model: PreTrainedModel, is_static: bool) -> str:
     except (ValueError, TypeError, LookupError, AttributeError) as failure:
         raise ValueError(
             f"{type(model).__name__} cannot verify drafts: whether it can is tried with a few tokens of text, and a "
-            f"forward over text alone fails ({failure}). Generate without `assistant_model`."
+            f"forward over text alone fails ({failure}). Generate without the draft."
         ) from failure
     expected = logits[0, prompt_len:].float()
     if expected.isnan().any():
@@ -185,7 +185,7 @@ def _probe(model: PreTrainedModel, is_static: bool) -> str:
         reasons.append(f"taking a chain back fails ({failure})")
     raise ValueError(
         f"{type(model).__name__} cannot verify drafts: {'; '.join(reasons)}. {_why_training_fails(model)} "
-        "without `assistant_model`."
+        "without the draft."
     )
 
 

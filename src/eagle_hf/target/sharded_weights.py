@@ -28,7 +28,7 @@ def whole(module: Any) -> Any:
             raise ValueError(
                 f"The draft uses `{name}` of the target's {type(module).__name__}, which DeepSpeed ZeRO-3 has spread "
                 "over the ranks: ranks that draft at different times would wait for each other forever. Use a draft "
-                "with an embedding and a head of its own, or generate without `assistant_model`."
+                "with an embedding and a head of its own, or generate without the draft."
             )
     if module is None or not any(isinstance(parameter, DTensor) for parameter in parameters.values()):
         return module
