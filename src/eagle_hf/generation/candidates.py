@@ -34,6 +34,7 @@ from .call import CallConfig
 from .chosen_chain import ChoiceOfTokens, ChosenChain
 from .converted_heads import align_draft
 from .custom import is_spread_over_ranks
+from .opening import open_options
 from .pairing import check_call, check_pair
 from .stock_loop import ChainAssistant, choosing_generators
 
@@ -77,7 +78,7 @@ class EagleCandidateGenerator(CandidateGenerator):
         check_call(model, draft, generation_config, written)
         _refuse_other_drafts(CallConfig(model, vars(generation_config)), written)
         head = align_draft(model, draft)
-        self.options = DraftOptions.from_generation_config(draft.generation_config, head.device.type, written)
+        self.options = open_options(model, draft, head, True, written)
         gathered = is_spread_over_ranks(model)
         embed_tokens = lent_embedding(model, head.device, head.dtype, gathered)
         self.drafter = choose_drafter(head, self.options, embed_tokens, lent_lm_head(model, head.device, gathered))
