@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README, PERFORMANCE, RETRIEVAL = ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "retrieval.md"
+TARGETS = ROOT / "docs" / "targets.md"
 CARD = ROOT / "hub_cards" / "EAGLE3-demo-llama-10m" / "README.md"
 
 
@@ -144,6 +145,20 @@ def looked_up() -> Iterator[list[str]]:
                 yield [kind + suffix, domain, *map(hundredths, figures)]
 
 
+def quantisations() -> Iterator[list[str]]:
+    """Texts that differ by the target's quantisation, and the largest gap in percent of the largest logit."""
+    for row in record("quantized_targets")["rows"]:
+        cells = [row["quantisation"], row["version"] or ""]
+        if "not_run" in row:
+            yield [*cells, f"not run: {row['not_run']}", "", ""]
+            continue
+        unit = {"float32": 2**-23, "bfloat16": 2**-7, "float16": 2**-10}[row["dtype"]]  # of resolution, as recorded
+        for gaps in row["gaps"].values():
+            largest = f" ({max(gaps) * unit:.2%})" if gaps else ""
+            cells.append(f"{len(gaps)} of {row['texts']}{largest}")
+        yield cells
+
+
 # The first line of every table, what writes its rows, and the pages that it stands on.
 TABLES: tuple[tuple[str, Callable[[], Iterator[list[str]]], tuple[Path, ...]], ...] = (
     (
@@ -199,6 +214,11 @@ TABLES: tuple[tuple[str, Callable[[], Iterator[list[str]]], tuple[Path, ...]], .
         looked_up,
         (RETRIEVAL,),
     ),
+    (
+        "| quantisation | package | with the draft | plain, two copies in a batch | plain, beside another prompt |",
+        quantisations,
+        (TARGETS,),
+    ),
 )
 
 
@@ -221,6 +241,6 @@ def with_figures(page: Path) -> str:
 
 
 if __name__ == "__main__":
-    for path in (README, PERFORMANCE, RETRIEVAL, CARD):
+    for path in (README, PERFORMANCE, RETRIEVAL, CARD, TARGETS):
         path.write_text(with_figures(path), encoding="utf-8")
         print(f"wrote {path.relative_to(ROOT)}")

@@ -17,7 +17,7 @@ from eagle_hf.versions import CACHE
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-from figures import CARD, PERFORMANCE, README, RETRIEVAL, with_figures  # noqa: E402
+from figures import CARD, PERFORMANCE, README, RETRIEVAL, TARGETS, with_figures  # noqa: E402
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "hub_cards").glob("*/README.md"))]
@@ -82,7 +82,9 @@ def test_the_index_and_the_navigation_name_all_pages():
         assert f"- {page.name}" in navigation, f"mkdocs.yml does not list {page.name}"
 
 
-@pytest.mark.parametrize("page", [README, PERFORMANCE, RETRIEVAL, CARD], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [README, PERFORMANCE, RETRIEVAL, CARD, TARGETS], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_tables_of_figures_are_those_of_the_recorded_runs(page):
     assert page.read_text(encoding="utf-8") == with_figures(page), "Run `make figures`."
 
