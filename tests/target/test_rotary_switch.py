@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 import transformers
-from doubles import ScriptedDrafter, random_draft, scripted
+from doubles import ScriptedChainDrafter, ScriptedDrafter, random_draft, scripted
+from every_decoder import tiny_decoder
 from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from eagle_hf.target.rotary_switch import RotarySwitch
+from eagle_hf.target.rotary_switch import RotarySwitch, SwitchingRecurrentTarget
 from eagle_hf.versions import cache_of
 
 
@@ -93,3 +94,27 @@ def test_a_tree_across_the_switch_would_differ(monkeypatch, name):
         except AssertionError:  # the scripted drafter saw another text
             differs.append(True)
     assert any(differs)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_recurrent_targets_across_the_switch(rows):
+    """A step of plain `generate` reads the state behind tokens that wait to be read again."""
+    target = tiny_decoder("qwen3_next")
+    target.config.rope_parameters = DYNAMIC | {"partial_rotary_factor": 1.0}
+    target.config.max_position_embeddings = SWITCH
+    target = type(target)(target.config).eval()
+    prompts = torch.randint(3, 90, (rows, 20), generator=torch.Generator().manual_seed(0))
+    kwargs = {"max_new_tokens": 24, "eos_token_id": None, "do_sample": False, "attention_mask": prompts.ne(0).long()}
+    plain = copy.deepcopy(target).generate(prompts, **kwargs)
+    truth = plain[:, 20:].tolist()
+    drafter = ScriptedChainDrafter(truth, seed=0, hit_rate=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        opened = []
+        real = SwitchingRecurrentTarget.__init__
+        patch.setattr(
+            SwitchingRecurrentTarget, "__init__", lambda self, *a, **kw: opened.append(self) or real(self, *a, **kw)
+        )
+        scripted(patch, lambda: drafter)
+        ours = target.generate(prompts, **kwargs, assistant_model=random_draft(target))
+    assert torch.equal(plain, ours)
+    assert opened
