@@ -21,7 +21,7 @@ from ..draft_options import DraftOptions
 from ..target.features import Learned, join_steps
 from ..tree import DraftTree
 from .chain import Choose, draft_chain
-from .coupling import Noise, for_vocabulary
+from .coupling import Noise
 from .dynamic import DynamicShape, grow_dynamic_tree
 from .head_rows import HeadRows
 from .levels import CompleteHead
@@ -191,7 +191,7 @@ class Drafter:
             plan.restart_clock()
         with torch.inference_mode():
             depth = min(max_depth, self._max_depth)
-            noise = None if noise_ahead is None else self._of_the_head(noise_ahead(depth))
+            noise = None if noise_ahead is None else self.head.own_noise(noise_ahead(depth))
             tree = self._grow(roots.to(self.head.draft.device), depth, plan, noise)
             self._rows.cut(max(self._rows.lengths))
             if tree.num_nodes > 1:  # even the likeliest token is impossible
@@ -243,13 +243,3 @@ class Drafter:
         """P-EAGLE: what stands for an unknown feature, and for an unknown token; see [`grow_parallel_chain`]."""
         draft = self.head.draft
         return draft.project_features(draft.mask_hidden), cast(int, draft.config.mask_token_id)
-
-    def _of_the_head(self, noise: Noise | None) -> Noise | None:
-        """Returns noise of the target's vocabulary in that of the head."""
-        draft = self.head.draft
-        if noise is None:
-            return None
-        noise = noise[0].to(draft.device), noise[1].to(draft.device)
-        if draft.lm_head is None:
-            return noise
-        return for_vocabulary(noise, self.head.target_ids, draft.config.draft_vocab_size or draft.config.vocab_size)

@@ -9,7 +9,7 @@ from transformers import Cache
 
 from ..head.attention import Rotary
 from ..head.modeling_eagle import EagleDraftModel
-from .coupling import Noise, at_levels, log_probs
+from .coupling import Noise, at_levels, for_vocabulary, log_probs
 from .masks import within_window
 
 
@@ -70,6 +70,15 @@ class CompleteHead:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns scores of the draft vocabulary, of shape `(..., draft_vocab_size)`."""
         return self.draft.compute_logits(hidden, self.lm_head)
+
+    def own_noise(self, noise: Noise | None) -> Noise | None:
+        """Returns noise of the target's vocabulary in that of `logits`; `None` where the two do not fit."""
+        if noise is None:
+            return None
+        noise, config = (noise[0].to(self.draft.device), noise[1].to(self.draft.device)), self.draft.config
+        if self.draft.lm_head is None:
+            return noise
+        return for_vocabulary(noise, self.target_ids, config.draft_vocab_size or config.vocab_size)
 
 
 @dataclass
