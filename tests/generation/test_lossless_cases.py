@@ -10,7 +10,7 @@ import pytest
 import torch
 from architectures import tiny_target
 from lossless_cases import Call, Tree, draw_case, run_call
-from lossless_space import pairs, pairs_of, wanted_pair
+from lossless_space import CALLS, pairs, pairs_of, wanted_pair
 
 from eagle_hf.cache import growing
 from eagle_hf.generation import choosing as selection
@@ -37,7 +37,16 @@ def test_calls_differ_and_are_the_same_again():
     assert len(set(calls)) == 400
     assert calls[7] == repr(draw_case(0, 7))
     text = " ".join(calls)
-    for word in ("top_p", "guidance_scale", "synthid", "embeddings", "kept", "streamer", "output_attentions", "fp8"):
+    for word in (
+        "top_p",
+        "guidance_scale",
+        "synthid",
+        "embeddings",
+        "kept",
+        "streamer",
+        "output_attentions",
+        *CALLS["cache"],
+    ):
         assert word in text
 
 

@@ -16,7 +16,7 @@ from eagle_hf.cache.layers import holds_keys, layers_with_keys
 from eagle_hf.target.config import TargetConfig
 from eagle_hf.target.features import FeatureReader
 from eagle_hf.training import new_head
-from eagle_hf.versions import CACHE, cache_of
+from eagle_hf.versions import CACHE, STATELESS_LAYERS, cache_of
 
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -109,6 +109,7 @@ def test_every_choice_of_layers(monkeypatch, name, feature_layer_ids):
                 torch.testing.assert_close(layer.keys, theirs.keys, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.skipif(not STATELESS_LAYERS, reason="before 5.23 all layers run for all tokens")
 def test_the_layers_that_a_new_head_reads():
     """One of them lies in the shared part."""
     target = target_of("gemma4-deep")
@@ -192,6 +193,7 @@ def test_half_precision(monkeypatch):
         assert best[0] - best[1] <= 4 * 2**-7 * logits.abs().max()
 
 
+@pytest.mark.skipif(not STATELESS_LAYERS, reason="before 5.23 all layers run for all tokens")
 def test_features_of_some_tokens_only_are_refused(monkeypatch):
     """What would become of a target whose layers are cut without its configuration saying so."""
     target = target_of("gemma4-E2B")
