@@ -319,7 +319,7 @@ class EagleConfig(PreTrainedConfig):
                 f"`target_hidden_size` {self.target_hidden_size}."
             )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """
         Saves the configuration as `transformers` does, but for `base_model_name_or_path`: the path of a target on this
         machine is not written, as it says nothing to others. Where it is a folder of the Hub's cache, its repository

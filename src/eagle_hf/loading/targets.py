@@ -117,7 +117,7 @@ def load_target(
         logger.info(f"{base} is quantised: {_method(own_quantization)}.")
     if quantization is not None:
         compute_dtype = dtype if isinstance(dtype, torch.dtype) else config.dtype or torch.float32
-        quantization_config = make_quantization_config(quantization, compute_dtype)
+        quantization_config = make_quantization_config(quantization, compute_dtype)  # type: ignore[arg-type]
     if gguf_file is not None:
         quantization_config = quantization_config or GgufConfig(dequantize=True)
         kwargs["gguf_file"] = gguf_file
