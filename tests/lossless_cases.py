@@ -46,6 +46,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import eagle_hf
 from eagle_hf import DraftOptions, EagleDraftModel, attach, detach
+from eagle_hf.drafting.policy import FixedSize
 from eagle_hf.versions import CACHE, cache_of
 
 
@@ -415,7 +416,11 @@ def _with_tree(call: Call, tree: Tree, truth: list[list[int]], **more: Any) -> t
         return drafter
 
     inputs = _inputs(call, head)
-    with patch("eagle_hf.generation.decoding.open_drafter", make_drafter):
+    # It drafts whatever the plan of a step is, so that there is nothing to learn from times.
+    with (
+        patch("eagle_hf.generation.decoding.open_drafter", make_drafter),
+        patch("eagle_hf.generation.decoding.open_policy", lambda *args: FixedSize()),
+    ):
         return _generate(call, head, options, inputs, **more)
 
 
