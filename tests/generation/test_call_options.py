@@ -291,3 +291,23 @@ def test_heads_that_draft_in_parallel(target):
     for number in (2, 20):
         output = generate(target, draft, num_assistant_tokens=number, output_draft_trees=True)
         assert drafted(output) == number
+
+
+@pytest.mark.parametrize(("name", "value"), [("assistant_ensemble_weight", 0.5), ("speculation_type", "dflash")])
+def test_other_ways_to_verify_are_refused_and_not_dropped(target, draft, name, value):
+    if not hasattr(GenerationConfig(), name):
+        pytest.skip("this transformers does not know the option")
+    with pytest.raises(ValueError, match=f"`{name}`, which asks for another way"):
+        generate(target, draft, **{name: value})
+
+
+def test_a_call_of_an_attached_target_that_brings_a_head_of_its_own_gets_no_warning(target, draft, caplog):
+    eagle_hf.attach(target, draft)
+    try:
+        text = target.generate(
+            PROMPT, max_new_tokens=8, do_sample=False, custom_generate=eagle_hf.decode, eagle_draft=draft
+        )
+    finally:
+        eagle_hf.detach(target)
+    assert torch.equal(text, target.generate(PROMPT, max_new_tokens=8, do_sample=False))
+    assert not [record for record in caplog.records if "attached" in record.getMessage()]

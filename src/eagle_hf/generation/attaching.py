@@ -85,7 +85,7 @@ class AttachedGenerate(_AttachedCall):
         """Generates with the head, unless the call brings an assistant of its own or cannot be drafted."""
         names = list(inspect.signature(GenerationMixin.generate).parameters)[1:]  # `self` is bound
         arguments = dict(zip(names, args, strict=False)) | kwargs
-        if "assistant_model" in arguments:
+        if "assistant_model" in arguments or "eagle_draft" in arguments:
             return self.previous(*args, **kwargs)
         if arguments.get("custom_generate") is not None:
             self.attached.warn_once("`custom_generate` is a way to generate of its own.")

@@ -190,15 +190,11 @@ def _check_mode(model: PreTrainedModel, generation_config: GenerationConfig, wri
             f"The call asks for {mode}, but `custom_generate=eagle_hf.decode` goes with greedy search or sampling. "
             "Leave one of the two out."
         )
-    name = config.other_drafter(written) or next((name for name in _OF_OTHER_DRAFTERS if getattr(config, name)), None)
-    if name is not None:
+    if (name := config.other_drafter(written)) is not None:
         raise ValueError(
             f"Got `{name}`, which asks for another way to draft or to verify, together with "
             "`custom_generate=eagle_hf.decode`. Leave one of the two out."
         )
-
-
-_OF_OTHER_DRAFTERS = ("assistant_ensemble_weight", "speculation_type")
 
 
 def _refuse_dropped_arguments() -> None:

@@ -98,6 +98,12 @@ def check_call(
             "`EagleDraftModel.from_pretrained`."
         )
     DraftOptions.from_generation_config(draft.generation_config, written=written)
+    for name in ("assistant_ensemble_weight", "speculation_type"):  # since transformers 5.24
+        if getattr(generation_config, name, None) is not None:
+            raise CannotDraft(
+                f"Got `{name}`, which asks for another way to draft or to verify.",
+                "Leave it out, or generate without the draft.",
+            )
     if generation_config.use_cache is False:
         raise CannotDraft(
             "Got `use_cache=False`, but verifying drafts needs the keys and values of earlier tokens.",
