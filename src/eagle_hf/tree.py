@@ -47,7 +47,7 @@ class DraftTree:
     @classmethod
     def root_only(cls, root_tokens: torch.Tensor) -> "DraftTree":
         """
-        Trees without guesses: verifying them is a plain decoding step.
+        Returns trees without guesses: verifying them is a plain decoding step.
 
         Args:
             root_tokens (`torch.LongTensor` of shape `(batch_size,)`): The newest token of every row.

@@ -44,6 +44,8 @@ class Comparison:
         self, prompt: str, num_tokens: int, temperature: float, seed: int, nodes: int, depth: int, width: int
     ) -> Iterator[tuple[str, str, str, list[str]]]:
         """
+        Generates with and without the draft.
+
         Yields:
             `tuple[str, str, str, list[str]]`: HTML of the plain text, of EAGLE's text, of the figures, and of the trees
             of every step (only the last time).

@@ -67,5 +67,5 @@ class StepCosts:
         self.extra = [max(value, least) for value in solution]
 
     def predict(self, parts: Parts) -> float:
-        """Seconds of a step."""
+        """Returns the seconds of a step."""
         return self.plain + sum(value * part for value, part in zip(self.extra, parts, strict=True))

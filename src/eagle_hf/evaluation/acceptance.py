@@ -64,7 +64,7 @@ def _decided(steps: Sequence[Step]) -> Sequence[Step]:
 
 def chain_trials(steps: Sequence[Step], depth: int) -> list[list[int]]:
     """
-    Trials of n-alpha in the verifications of one text that was drafted with chains (batch size 1).
+    Returns the trials of n-alpha in the verifications of one text that was drafted with chains (batch size 1).
 
     Returns:
         `list[list[int]]`: For `n` from 0 to `depth - 1`, how many chains had `n` tokens accepted and one more to offer,

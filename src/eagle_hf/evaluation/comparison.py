@@ -174,7 +174,7 @@ def _by_repeat(record: dict[str, Any], figure: str) -> list[tuple[float, ...]]:
 
 
 def _sums(record: dict[str, Any], figure: str, repeat: int | None) -> tuple[float, ...]:
-    """Numerators and denominators of a figure for a prompt, with the times of a repeat, or with median times."""
+    """Returns numerators and denominators of a figure for a prompt, with the times of a repeat or median times."""
     if figure == "tau":
         lengths = [n for answer in answers([record], EAGLE) for n in answer["acceptance_lengths"]]
         return sum(lengths), len(lengths)

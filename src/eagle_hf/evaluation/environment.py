@@ -29,7 +29,7 @@ def hardware(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages and of Python."""
+    """Returns the versions of the packages and of Python."""
     return current_versions() | {"python": platform.python_version()}
 
 

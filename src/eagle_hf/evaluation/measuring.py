@@ -185,7 +185,7 @@ class Measuring:
         return facts
 
     def _metrics(self, ids: torch.Tensor, temperature: float, seed: int) -> dict[str, Any]:
-        """Trials of n-alpha, with chains, and confidence against acceptance, with the head's own tree."""
+        """Returns the trials of n-alpha, with chains, and confidence against acceptance, with the head's own tree."""
         own = next(method.draft_config for method in self.methods if method.name == EAGLE)
         options = replace(DraftOptions.from_generation_config(own), output_draft_trees=True)
         depth = self.settings.chain_depth

@@ -123,7 +123,7 @@ def _node_state(state: torch.Tensor, row: int, node: int) -> torch.Tensor:
 
 
 def _node_attention(weights: torch.Tensor, row: int, node: int, keys: list[int], width: int | None) -> torch.Tensor:
-    """Attentions of a node, `(1, num_heads, 1, width)`, from `(batch_size, num_heads, num_nodes, kv_len)`."""
+    """Returns attentions of a node, `(1, num_heads, 1, width)`, of `(batch_size, num_heads, num_nodes, kv_len)`."""
     index = torch.tensor(keys, device=weights.device)
     cut = weights[row : row + 1, :, node : node + 1].index_select(-1, index)
     return cut if width is None else F.pad(cut, (0, width - len(keys)))

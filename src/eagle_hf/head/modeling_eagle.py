@@ -199,6 +199,8 @@ class EagleDraftModel(PublishedHead):
         past_key_values: Cache | None = None,
     ) -> EagleDraftOutput:
         """
+        Runs the head over rows of features and tokens.
+
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`):
                 Projected features, or `last_hidden_state` of an earlier draft step.

@@ -91,7 +91,7 @@ class Measurements:
 
 
 def current_versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on."""
+    """Returns the versions of the packages that a result depends on."""
     return {
         "eagle_hf": __version__,
         "torch": torch.__version__,

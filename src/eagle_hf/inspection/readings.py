@@ -33,7 +33,7 @@ class Reading:
 
     def alternatives(self, published: EagleConfig, num_layers: int) -> list["Reading"]:
         """
-        Readings that differ from this one in a single thing.
+        Returns the readings that differ from this one in a single thing.
 
         Args:
             published ([`EagleConfig`]): The configuration as the repository has it.

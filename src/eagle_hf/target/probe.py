@@ -284,7 +284,7 @@ def _chain_logits(
     model: PreTrainedModel, prompt: torch.Tensor, paths: torch.Tensor, new_cache: Callable[[], Cache]
 ) -> tuple[torch.Tensor, str]:
     """
-    Logits after both paths of shape `(2, 3)`: the second one goes on from the root after the first is taken back. A
+    Returns logits after both paths of shape `(2, 3)`: the second goes on from the root after the first is taken back. A
     recurrent target goes back behind the root and reads it again. And which of both kinds of chains these are.
     """
     cache = _prefilled(model, prompt, new_cache())

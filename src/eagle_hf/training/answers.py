@@ -204,7 +204,7 @@ def write_answers(
 def _read_prompts(
     reader: RowReader, chat_text: ChatText, settings: AnswerSettings, max_length: int | None, report: AnswerReport
 ) -> tuple[list[tuple[int, Dialogue]], str]:
-    """Dialogues to begin, with the tokens of their first prompt, and a digest of them all."""
+    """Returns the dialogues to begin, with the tokens of their first prompt, and a digest of them all."""
     prompts: list[tuple[int, Dialogue]] = []
     seen: set[bytes] = set()
     fingerprint = hashlib.sha256()
@@ -250,7 +250,7 @@ def _begin(reader: RowReader, row: Row, chat_text: ChatText, turns: str) -> Dial
 
 
 def _batches(prompts: list[tuple[int, Dialogue]], settings: AnswerSettings) -> list[list[Dialogue]]:
-    """Dialogues of like length together, which saves padding, in random order, so that a part is like the whole."""
+    """Returns dialogues of like length together, which saves padding, in random order: a part is like the whole."""
     generator = random.Random(settings.seed)
     if settings.num_prompts is not None and settings.num_prompts < len(prompts):
         prompts[:] = generator.sample(prompts, settings.num_prompts)

@@ -107,7 +107,7 @@ class EagleTrainingArguments(TrainingArguments):
             self.greater_is_better: bool | None = True
 
     def _check_checkpointing(self) -> None:
-        """Unrolls are checkpointed one by one, in one way."""
+        """Checks that unrolls are checkpointed one by one, in the one way there is."""
         for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
             options: dict[str, Any] = getattr(self, name, None) or {}
             if other := {key: value for key, value in options.items() if (key, value) != ("use_reentrant", False)}:

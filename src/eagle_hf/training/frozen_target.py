@@ -98,7 +98,7 @@ class FrozenTarget:
         return features, last, outputs.logits.to(self.device)
 
     def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings of tokens, of shape `(..., hidden_size)`."""
+        """Returns embeddings of tokens, of shape `(..., hidden_size)`."""
         return self._embedding(token_ids).detach()
 
     def lm_head(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -99,7 +99,7 @@ class Figures:
         self._counts.append(torch.stack([output.accepted, output.drafted, output.trained]))
 
     def loss(self, reduce: Callable[..., torch.Tensor]) -> float:
-        """Loss per trained position; `reduce` as in [`metrics`]."""
+        """Returns the loss per trained position; `reduce` as in [`metrics`]."""
         trained = torch.stack(self._counts).sum(0)[2, 0]
         total, trained = reduce(torch.stack([torch.stack(self._losses).sum(), trained.float()]), "sum")
         return float(total / trained.clamp(min=1))

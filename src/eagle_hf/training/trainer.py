@@ -254,7 +254,7 @@ class EagleTrainer(PublishingTrainer):
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, None, None]:
-        """Loss of a batch, with its figures counted."""
+        """Returns the loss of a batch, with its figures counted."""
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None

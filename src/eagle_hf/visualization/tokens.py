@@ -62,7 +62,7 @@ def token_pieces(
 
 
 def _common_length(start: str, text: str) -> int:
-    """Characters that both begin with."""
+    """Returns characters that both begin with."""
     if text.startswith(start):
         return len(start)
     return next(i for i, (a, b) in enumerate(zip(start + "\0", text + "\1", strict=False)) if a != b)
