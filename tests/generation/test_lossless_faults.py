@@ -16,7 +16,7 @@ from eagle_hf.cache import layers
 from eagle_hf.cache.fixed import capacity
 from eagle_hf.cache.keeping import keep_nodes
 from eagle_hf.generation import pairing
-from eagle_hf.target import forward, probe, target
+from eagle_hf.target import prepared, probe, target
 from eagle_hf.target.config import TargetConfig
 from eagle_hf.versions import STATELESS_LAYERS, STATIC_WINDOWS_GO_BACK
 
@@ -59,11 +59,11 @@ def pass_masks_of_the_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """K11: Bloom raised an error where the mask of padded rows is shorter than its static cache."""
 
     def inputs(model, tokens, positions, attention_mask, cache, is_first=False):
-        kwargs = {"position_ids": positions} if forward.takes_position_ids(model) else {}
-        kwargs[forward.cache_argument(model)] = cache
+        kwargs = {"position_ids": positions} if prepared.takes_position_ids(model) else {}
+        kwargs[prepared.cache_argument(model)] = cache
         return {"input_ids": tokens, "attention_mask": attention_mask, "use_cache": True, **kwargs}
 
-    monkeypatch.setattr(forward, "prepared_inputs", inputs)
+    monkeypatch.setattr(prepared, "prepared_inputs", inputs)
 
 
 def count_layers_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,7 @@ from promises import left_padded_prompts
 from target_dtype import TARGET_DTYPE
 
 from eagle_hf.generation import opening
-from eagle_hf.target import forward as forward_module
-from eagle_hf.target import masks, probe
+from eagle_hf.target import masks, prepared, probe
 from eagle_hf.target.probe import can_verify_trees
 from eagle_hf.versions import CACHE, TRANSFORMERS
 
@@ -95,7 +94,7 @@ def test_a_target_that_ignores_what_trees_need_is_seen(ignored, dtype, monkeypat
     monkeypatch.setattr(
         type(target), "forward", lambda self, *args, **kwargs: forward(self, *args, **(kwargs | {ignored: None}))
     )
-    monkeypatch.setattr(forward_module, "takes_position_ids", lambda model: True)
+    monkeypatch.setattr(prepared, "takes_position_ids", lambda model: True)
     assert can_verify_trees(target) is False
 
 

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..cache.keeping import take_back
 from ..tree import DraftTree
-from .forward import forward_chain
+from .prepared import forward_chain
 from .target import Target
 
 

@@ -72,8 +72,8 @@ class LentModule(nn.Module):
 
     def _trainable(self) -> dict[str, nn.Parameter]:
         """
-        Returns the parameters that would get gradients. Those that a hook brings or that are spread over ranks are not those
-        that compute, and get none.
+        Returns parameters that would get gradients. Those that a hook brings or that are spread over ranks are not
+        those that compute, and get none.
         """
         if not isinstance(self.module, nn.Module) or hasattr(self.module, "_hf_hook"):
             return {}

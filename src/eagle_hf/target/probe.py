@@ -16,9 +16,10 @@ from ..cache.layers import goes_back_alone
 from ..tree import DraftTree
 from .config import TargetConfig
 from .features import watched_layers
-from .forward import attention_implementation, forward_chain, forward_tree, prepared_inputs
+from .forward import attention_implementation, forward_tree
 from .masks import TreeMasks
 from .modules import input_device
+from .prepared import forward_chain, prepared_inputs
 from .recurrent import DeferredReplay, double_recurrent_states, has_recurrent_state
 
 
