@@ -7,6 +7,7 @@ from tiny_pair import tiny_pair
 from eagle_hf import DraftOptions
 from eagle_hf.evaluation import profiling
 from eagle_hf.evaluation.profiling import CALLS, PARTS, profile
+from eagle_hf.generation import opening
 
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -47,10 +48,14 @@ def test_the_same_operators_are_counted_in_inference_mode(pair):
     assert numbers[0] == numbers[1] > 50
 
 
-def test_a_step_reads_back_once_where_the_walk_does(profiled):
-    step = next(iter(profiled[1]["trees"].values()))
-    assert step["walk"]["reads"] == 1
-    assert step["verify"]["reads"] == step["cache"]["reads"] == 0
+def test_a_step_reads_back_once_where_the_walk_does(pair, profiled, monkeypatch):
+    """At all nodes at once, that is; along a path every token is read, where that is free."""
+    along_path = next(iter(profiled[1]["trees"].values()))
+    monkeypatch.setattr(opening, "reads_freely", lambda device: False)
+    step = next(iter(profile(*pair, IDS, max_new_tokens=12, repeats=1)[1]["trees"].values()))
+    assert step["walk"]["reads"] == 1 < along_path["walk"]["reads"]
+    for reads in (step, along_path):
+        assert reads["verify"]["reads"] == reads["cache"]["reads"] == 0
 
 
 def test_a_larger_tree_launches_more(pair):

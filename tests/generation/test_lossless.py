@@ -10,7 +10,15 @@ from architectures import ARCHITECTURES, VOCAB_SIZE
 from doubles import ScriptedDrafter, random_draft, scripted
 from promises import NEW_TOKENS, PROMPT_LENGTHS, an_eos_token, left_padded_prompts, target_of, with_and_without_draft
 
+from eagle_hf.generation import opening
 from eagle_hf.versions import cache_of
+
+
+@pytest.fixture(params=["path", "nodes"])
+def single_rows(request, monkeypatch):
+    """How single rows are walked: along their path, as on a CPU, and at all nodes at once, as elsewhere."""
+    if request.param == "nodes":
+        monkeypatch.setattr(opening, "reads_freely", lambda device: False)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -42,6 +50,7 @@ def test_many_random_trees_and_seeds(monkeypatch, name, seed):
     assert {1, 2, 3} <= {n for row in ours.acceptance_lengths for n in row}  # rejections and accepts
 
 
+@pytest.mark.usefixtures("single_rows")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("sampling", [{}, {"top_k": 12, "temperature": 0.8}], ids=["plain", "processed"])
 def test_single_rows_are_sampled_seed_for_seed(monkeypatch, seed, sampling):
@@ -65,6 +74,7 @@ def test_length_is_exact_however_few_tokens_are_wanted(monkeypatch, max_new_toke
     assert all(sum(row) == max_new_tokens - 1 for row in ours.acceptance_lengths)
 
 
+@pytest.mark.usefixtures("single_rows")
 @pytest.mark.parametrize("position", range(NEW_TOKENS))
 def test_end_of_sequence_inside_an_accepted_block_ends_the_text(monkeypatch, position):
     target, inputs = target_of("mistral-sliding"), left_padded_prompts(PROMPT_LENGTHS[:1])
@@ -139,6 +149,7 @@ def test_prefix_allowed_tokens_fn_gets_its_batch_row(monkeypatch):
     assert torch.equal(plain.sequences, ours.sequences)
 
 
+@pytest.mark.usefixtures("single_rows")
 @pytest.mark.parametrize("lengths", [PROMPT_LENGTHS[:1], PROMPT_LENGTHS], ids=["single", "ragged"])
 @pytest.mark.parametrize("penalty", [None, 1.2], ids=["all-nodes", "token-by-token"])
 def test_scores_and_logits_are_those_of_plain_generate(monkeypatch, lengths, penalty):

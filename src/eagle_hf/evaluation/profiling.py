@@ -31,6 +31,7 @@ from ..drafting.levels import Levels
 from ..drafting.true_rows import TrueRows
 from ..fast.compiled_head import CompiledDrafter
 from ..generation.choosing import NodeChooser
+from ..generation.path_chooser import PathChooser
 from ..generation.token_chooser import TokenChooser
 from ..head.modeling_eagle import EagleDraftModel
 from ..target.target import Target
@@ -49,6 +50,7 @@ CALLS: tuple[tuple[str, type, str], ...] = (
     ("draft", CompiledDrafter, "_grow_many"),
     ("verify", Target, "verify"),
     ("walk", NodeChooser, "advance"),
+    ("walk", PathChooser, "advance"),
     ("walk", TokenChooser, "advance"),
     ("cache", Target, "keep"),
 )

@@ -26,6 +26,7 @@ from ..target.features import join_steps
 from ..tree import DraftTree
 from .cpu import FewRowProducts
 from .fingerprint import compiled, depends_on, state_of
+from .waiting import reads_freely
 
 
 class FixedRows(TrueRows):
@@ -176,7 +177,7 @@ def choose_drafter(
     if compile_config is not None and max_length is not None and CompiledDrafter.supports(draft):
         return CompiledDrafter(head, options, compile_config, max_length)
     # Elsewhere, reading a value would wait for the device.
-    return Drafter(head, options, stops_early=draft.device.type == "cpu")
+    return Drafter(head, options, stops_early=reads_freely(draft.device))
 
 
 # Tokens, parents, depths, scores and `max_depth` of a tree: graphs return tensors and numbers.

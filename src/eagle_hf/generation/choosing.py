@@ -1,7 +1,7 @@
 """
 Choosing the target's next tokens along the tree, with the same processors, the same random numbers and the same stop
-rules as plain `generate`. Two ways lead to the same tokens: at all nodes at once ([`NodeChooser`], here), and token by
-token ([`TokenChooser`]).
+rules as plain `generate`. Three ways lead to the same tokens: at all nodes at once ([`NodeChooser`], here), along the
+accepted path ([`PathChooser`]), and token by token ([`TokenChooser`]).
 """
 
 from abc import ABC, abstractmethod

@@ -18,6 +18,7 @@ from ..drafting.policy import FixedSize
 from ..drafting.retrieval import Retrieval
 from ..fast.compiled_head import choose_drafter
 from ..fast.compiled_target import CompiledTarget, compiled_call, loads_kernels
+from ..fast.waiting import reads_freely
 from ..head.modeling_eagle import EagleDraftModel
 from ..target.chain import ChainTarget
 from ..target.features import FeatureReader
@@ -30,6 +31,7 @@ from ..target.target import Target
 from .choosing import Chooser, NodeChooser
 from .kept_rows import RowsOfCache
 from .noise import SamplingNoise
+from .path_chooser import PathChooser
 from .scores import ScoreRecords
 from .text import Text
 from .token_chooser import TokenChooser
@@ -193,5 +195,7 @@ def open_chooser(
     is_known = not do_sample or SamplingNoise.is_known(logits.device)
     if is_prefix_free and is_known and text.stops_row_wise and (batch_size == 1 or rows_may_run_ahead):
         noise = SamplingNoise(batch_size, vocab_size, logits.device) if do_sample else None
-        return NodeChooser(text, processors, records, noise)
+        # For a single row, processing the nodes of one path takes a small part of what all nodes take.
+        kind = PathChooser if batch_size == 1 and reads_freely(logits.device) else NodeChooser
+        return kind(text, processors, records, noise)
     return TokenChooser(text, processors, records, do_sample, vocab_size)
