@@ -81,7 +81,7 @@ def test_the_row_of_the_prompts_last_feature_is_trained_and_those_behind_an_answ
     dataset = samples()
     trainer = make_trainer(tmp_path, target, draft)
     batch, places = batch_of(kind, dataset, target, draft, tmp_path / "features")
-    loss, output = trainer.compute_loss(draft, batch, return_outputs=True)
+    loss, output = trainer.compute_loss(trainer.model, batch, return_outputs=True)
     [hidden] = output.last_hidden_states
     hidden.retain_grad()
     loss.backward()

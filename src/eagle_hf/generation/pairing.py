@@ -80,9 +80,10 @@ def check_call(
         `ValueError`: if the draft does not fit the target, or an option of the draft is wrong.
         [`CannotDraft`]: if they do, but calls like this one are not drafted.
     """
-    if type(model)._sample is not GenerationMixin._sample:
+    sample = model._sample.__func__  # asked of the object: one with adapters (PEFT) passes the question on
+    if sample is not GenerationMixin._sample:
         raise CannotDraft(
-            f"{type(model).__name__} writes its output in a loop of its own (`{type(model)._sample.__qualname__}`), "
+            f"{type(model).__name__} writes its output in a loop of its own (`{sample.__qualname__}`), "
             "which knows nothing of drafts and may write more than a token per step.",
             "Generate without the draft.",
         )

@@ -28,19 +28,16 @@ def attention_implementation(model: PreTrainedModel) -> str:
 
 
 @contextmanager
-def attention_with_masks(model: PreTrainedModel) -> Iterator[str]:
+def attention_with_masks(model: PreTrainedModel) -> Iterator[None]:
     """
     Lets the target's attention read a mask per node, for one forward. Sdpa and eager attention do, and nothing is
     changed for them. Flash attention takes no such masks, and flex attention, given one, has ended processes on a CPU:
     sdpa or eager takes their place. Modules look for the implementation in the target's config, which all threads
     share.
-
-    Yields:
-        `str`: The implementation that reads the masks.
     """
     implementation = attention_implementation(model)
     if not any(kind in implementation for kind in ("flash", "flex")):
-        yield implementation
+        yield
         return
     config = model.config.get_text_config(decoder=True)
     replacement = "sdpa" if model._supports_sdpa else "eager"
@@ -50,7 +47,7 @@ def attention_with_masks(model: PreTrainedModel) -> Iterator[str]:
         _REPLACED[id(config)] = (implementation, users + 1)
         config._attn_implementation = replacement
     try:
-        yield replacement
+        yield
     finally:
         with _LOCK:
             users = _REPLACED.pop(id(config))[1] - 1
@@ -96,10 +93,8 @@ def forward_tree(
         kwargs |= step_inputs.for_nodes(tree.num_nodes)
     if tree.num_nodes == 1 and min(lengths) == max(lengths) and masks.sees_all:
         return _forward_nodes(model, tree, root_position, None, cache, call, kwargs)
-    with attention_with_masks(model) as implementation:
-        # Some sdpa models compute attentions that are asked for with the eager formula, which adds masks to scores.
-        is_boolean = implementation == "sdpa" and not kwargs.get("output_attentions")
-        mask = masks.make(tree, lengths, None if is_boolean else model.dtype)
+    with attention_with_masks(model):
+        mask = masks.make(tree, lengths, model.dtype)
         return _forward_nodes(model, tree, root_position, mask, cache, call, kwargs)
 
 

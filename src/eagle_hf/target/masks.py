@@ -82,17 +82,15 @@ class TreeMasks:
         is_cut = any(window_of(layer) or getattr(layer, "max_cache_len", None) is not None for layer in layers)
         return self.prompt_mask is None and not is_cut
 
-    def make(
-        self, tree: DraftTree, lengths: list[int], additive_dtype: torch.dtype | None
-    ) -> torch.Tensor | dict[str, torch.Tensor]:
+    def make(self, tree: DraftTree, lengths: list[int], dtype: torch.dtype) -> torch.Tensor | dict[str, torch.Tensor]:
         """
         Makes the masks of one forward.
 
         Args:
             tree ([`DraftTree`]): The trees to verify.
             lengths (`list[int]` of length `batch_size`): Committed columns of each row.
-            additive_dtype (`torch.dtype`, *optional*):
-                `None` for boolean masks, which sdpa reads; else masks of this type, to be added to the scores.
+            dtype (`torch.dtype`): That of the target. Masks are added to the scores: eager attention needs that, and
+                sdpa would turn boolean ones into such in every layer.
 
         Returns:
             A tensor of shape `(batch_size, 1, num_nodes, kv_len)`, or a dictionary of them by layer type.
@@ -107,7 +105,7 @@ class TreeMasks:
                 )
             else:
                 mask = self._full(ancestors, lengths, getattr(layer, "max_cache_len", None))
-            masks[kind] = mask[:, None] if additive_dtype is None else _to_additive(mask[:, None], additive_dtype)
+            masks[kind] = _to_additive(mask[:, None], dtype)
         return masks if self.is_dict else masks["all"]
 
     def _full(self, ancestors: torch.Tensor, lengths: list[int], capacity: int | None) -> torch.Tensor:
