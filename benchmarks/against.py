@@ -121,7 +121,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     import eagle_hf
 
     head = random_head(target, arguments.draft_vocab_size)
-    ids = torch.randint(3, 1000, (1, arguments.prompt_length), generator=torch.Generator().manual_seed(2))
+    vocab_size = target.config.get_text_config(decoder=True).vocab_size
+    ids = torch.randint(3, vocab_size, (1, arguments.prompt_length), generator=torch.Generator().manual_seed(2))
     options = {"max_new_tokens": arguments.new_tokens, "eos_token_id": None, "pad_token_id": 0}
     if arguments.compile:
         options |= {"cache_implementation": "static"}

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
+
+from eagle_hf.drafting.drafter import Drafter
 
 
 ROOT = Path(__file__).parents[2]
@@ -143,3 +146,24 @@ def test_calls_without_drafts_are_compared_with_plain_ones_and_these_with_themse
         for name in ("plain again", "hooked", "no drafts"):
             low, high = result[way][name]["quartiles"]
             assert 0.2 < low <= result[way][name]["speed"] <= high < 5
+
+
+def test_against_injects_acceptance_and_brackets_the_median(monkeypatch, tmp_path):
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=8, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "target")
+    record = tmp_path / "record.json"
+    options = ["--target", tmp_path / "target", "--record", record, "--repeats", 1, "--new-tokens", 24, "--rate", 0.9]
+    options += ["--prompt-length", 8, "--threads", 1]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/against.py", *map(str, options)])
+    monkeypatch.setattr(Drafter, "grow", Drafter.grow)  # what the script replaces comes back
+    monkeypatch.setattr(Drafter, "read_accepted", Drafter.read_accepted)
+    module = runpy.run_path(str(BENCHMARKS / "against.py"), run_name="__main__")
+    measured = json.loads(record.read_text())
+    assert measured["forwards"]["plain"] == 24
+    assert max(measured["forwards"]["greedy"], measured["forwards"]["sampled"]) < 20  # drafts were accepted
+    assert min(measured["seconds"].values()) > 0
+    assert module["interval"](list(range(1, 11))) == (2, 9)  # order statistics of ten: 97.9 %
