@@ -12,6 +12,7 @@ from architecture_verdicts import REFUSED, TREES, fitting_draft, verdict
 from architectures import ARCHITECTURES, COMMON, VOCAB_SIZE
 from doubles import ScriptedChainDrafter, ScriptedDrafter, random_draft
 from every_decoder import NotBuiltError, model_types, tiny_decoder
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig, StaticCache
 from transformers.cache_utils import CacheLayerMixin
 from transformers.utils import logging
@@ -19,7 +20,7 @@ from transformers.utils import logging
 from eagle_hf.cache.fixed import fixed_sizes
 from eagle_hf.target import chain as target_module
 from eagle_hf.target.recurrent import DeferredReplay
-from eagle_hf.versions import CACHE, STATIC_WINDOWS_GO_BACK, cache_of
+from eagle_hf.versions import CACHE, STATIC_WINDOWS_GO_BACK, TRANSFORMERS, cache_of
 
 
 NEW_TOKENS = 20
@@ -64,6 +65,8 @@ def with_static_cache(target, form, rows=1, do_sample=False, columns=48, is_tree
         torch.manual_seed(3)
         call = functools.partial(target.generate, **inputs, **kwargs, **own, do_sample=do_sample)
         if not is_drafted:
+            if target.config.model_type == "bloom" and Version("5.18") <= TRANSFORMERS < Version("5.23"):
+                pytest.skip("plain `generate` of Bloom fails with a static cache in this transformers")
             outputs.append(call())
             continue
         truth = outputs[0].sequences[:, inputs["input_ids"].shape[1] :].tolist()

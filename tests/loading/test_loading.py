@@ -9,6 +9,7 @@ from architectures import ARCHITECTURES, tiny_target
 from conftest import GOLDEN
 from doubles import letter_tokenizer, random_draft
 from multimodal_targets import FAMILIES, multimodal_target
+from packaging.version import Version
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     AutoConfig,
@@ -26,6 +27,7 @@ from eagle_hf import EagleDraftModel
 from eagle_hf.loading import load_processor, load_target, load_tokenizer
 from eagle_hf.loading.dtypes import parse_dtype
 from eagle_hf.loading.targets import _auto_class
+from eagle_hf.versions import TRANSFORMERS
 
 
 FORMATS = GOLDEN.parent / "formats"
@@ -167,6 +169,8 @@ class TestAdapters:
         ids=["saved modules", "embedding", "DoRA", "IA3"],
     )
     def test_other_kinds_of_adapters(self, tmp_path, llama, config):
+        if config.modules_to_save and Version("5.20") > TRANSFORMERS:
+            pytest.skip("this transformers does not load saved modules; that is refused, as below")
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(llama), config).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
