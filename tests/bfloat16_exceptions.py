@@ -14,6 +14,7 @@ _PROCESS = (
     "starts another process, where the attention of targets is that of PyTorch, which rounds nodes in its own way"
 )
 _NOT_JOINED = "hands a float32 head and modules of the target to a function, without `target_modules.py` in between"
+_FEW_TOKENS = "looks for a difference of acceptance that so few tokens of the demo pair show in float32 alone"
 
 EXCEPTIONS: dict[str, str] = {
     "generation/test_golden.py": _REFERENCE,
@@ -48,6 +49,19 @@ EXCEPTIONS: dict[str, str] = {
     "training/objectives/test_eagle1.py::test_noise_is_added_to_what_the_head_reads": _NOT_JOINED,
     "target/test_borrowed_lm_head.py::test_drafts_are_those_of_a_plain_forward": _NOT_JOINED,
     "target/test_borrowed_lm_head.py::test_feature_regression": _NOT_JOINED,
+    "head/test_modeling_eagle.py::test_outputs_are_the_references": _REFERENCE,
+    "drafting/test_drafter.py::test_a_threshold_leaves_out_exactly_the_less_probable_nodes[A_eagle1": _NOT_JOINED,
+    "drafting/test_drafter.py::test_early_stop_changes_nothing_and_saves_forwards[A_eagle1": _NOT_JOINED,
+    "drafting/test_drafter.py::test_growing_leaves_the_cache_of_true_features_as_it_was[A_eagle1": _NOT_JOINED,
+    "drafting/test_drafter.py::test_ragged_rows_draft_as_if_they_were_alone[A_eagle1": _NOT_JOINED,
+    "drafting/test_drafter.py::test_scores_are_float32_and_no_child_is_orphaned_in_half_precision"
+    "[A_eagle1": _NOT_JOINED,
+    "inspection/test_inspection.py::TestDemoPair::test_a_wrong_residual_is_found": _FEW_TOKENS,
+    "inspection/test_inspection.py::TestDemoPair::test_the_command": _FEW_TOKENS,
+    "training/objectives/test_eagle1.py::test_every_unroll_learns_its_own_feature_and_token": _NOT_JOINED,
+    "training/test_trained_rows.py::test_a_batch_of_four_trains_like_four_batches_of_one": _ROUNDING,
+    "training/test_unrolling.py::test_unrolled_rows_are_what_drafting_computes": _NOT_JOINED,
+    "training/test_vocabulary.py::test_a_cut_head_drafts_what_the_whole_one_drafts_among_its_tokens": _NOT_JOINED,
 }  # fmt: skip
 
 
