@@ -8,8 +8,8 @@ import torch
 
 from eagle_hf import DraftTree
 from eagle_hf.drafting import auto_size, policy
-from eagle_hf.drafting.auto_size import AutoPlan, AutoSize, PairCosts, Pauses, TextLedger, known_size, remember
-from eagle_hf.drafting.costs import StepCosts
+from eagle_hf.drafting.auto_size import AutoPlan, AutoSize, Pauses, TextLedger, known_size, remember
+from eagle_hf.drafting.costs import PairCosts, StepCosts
 from eagle_hf.drafting.policy import Plan
 
 

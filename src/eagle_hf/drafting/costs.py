@@ -13,6 +13,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+
+from ..tree import DraftTree
 
 
 # What a step did besides verifying the root: whether the head learned, whether it drafted, levels, nodes verified.
@@ -69,3 +72,73 @@ class StepCosts:
     def predict(self, parts: Parts) -> float:
         """Returns the seconds of a step."""
         return self.plain + sum(value * part for value, part in zip(self.extra, parts, strict=True))
+
+
+PRIOR_GAIN = 2.0  # tokens of a draft after which as much is known of `progress_share` as was supposed
+
+
+@dataclass
+class PairCosts:
+    """
+    Knows what steps of a pair take and bring.
+
+    Args:
+        costs ([`StepCosts`]): What steps took so far.
+        exponent (`float`, defaults to 1.0): Rates at which paths are accepted are the draft's probabilities to this
+            power.
+    """
+
+    costs: StepCosts = field(default_factory=StepCosts)
+    exponent: float = 1.0
+    num_fitted: int = 0  # steps that the exponent was fitted to, in all calls
+    seconds: float = 0.0  # of the latest steps, older ones fading
+    tokens: float = 0.0
+    gained: float = 0.0  # tokens that drafts added to a row on average, older ones fading
+    progressed: float = 0.0  # and to the row that is furthest behind
+
+    @property
+    def seconds_per_token(self) -> float:
+        """What a token takes at present, at most what it takes without drafts."""
+        return min(self.costs.plain, self.seconds / self.tokens) if self.tokens else self.costs.plain
+
+    @property
+    def progress_share(self) -> float:
+        """
+        How much of what drafts add to a row on average brings the one forward that is furthest behind: the others wait
+        for it in the end. 1 for a single row.
+        """
+        return min((self.progressed + PRIOR_GAIN) / (self.gained + PRIOR_GAIN), 1.0)
+
+    @property
+    def seconds_saved_per_token(self) -> float:
+        """What a token more in every row, on average, is worth."""
+        return self.progress_share * self.seconds_per_token
+
+    @property
+    def least_rate(self) -> float:
+        """Rate at which a node must be accepted, averaged over rows, to pay."""
+        return min(self.costs.extra[3] / self.seconds_saved_per_token, 0.9)
+
+    def rates(self, scores: torch.Tensor) -> torch.Tensor:
+        """
+        Returns the rates at which the likeliest, the second likeliest ... node of every row is accepted, averaged over
+        rows.
+
+        Args:
+            scores (`torch.Tensor` of shape `(batch_size, num_nodes)`): Log-probabilities, as the draft sees them.
+
+        Returns:
+            `torch.Tensor` of shape `(num_nodes,)`; of a single row as its nodes stand
+        """
+        rates = torch.exp(scores.float() * self.exponent)
+        return rates[0] if len(rates) == 1 else rates.sort(dim=1, descending=True).values.mean(dim=0)
+
+    def expected(self, tree: DraftTree) -> float:
+        """Returns how many drafted tokens of a tree should be accepted, averaged over rows."""
+        return float(torch.exp(tree.scores[:, 1:].float() * self.exponent).sum()) / len(tree.scores)
+
+    def fit(self, error: float) -> None:
+        """Fits the exponent to a step with `error` more accepted tokens than expected."""
+        rate = max(0.02, 0.2 / (2 + self.num_fitted))  # the first steps of a pair say most
+        self.num_fitted += 1
+        self.exponent = min(max(self.exponent * math.exp(-rate * error), 0.2), 3.0)

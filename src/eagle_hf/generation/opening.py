@@ -11,8 +11,8 @@ from transformers.utils import logging
 
 from ..cache.fixed import capacity, columns_of_prompt, fixed_sizes, with_room
 from ..draft_options import DraftOptions
-from ..drafting.auto_size import AutoSize, PairCosts, known_size
-from ..drafting.costs import StepCosts
+from ..drafting.auto_size import AutoSize, known_size
+from ..drafting.costs import PairCosts, StepCosts
 from ..drafting.drafter import Drafter
 from ..drafting.policy import FixedSize
 from ..drafting.retrieval import Retrieval
