@@ -25,6 +25,7 @@ from ..head.modeling_eagle import EagleDraftModel
 from ..target.features import join_steps
 from ..tree import DraftTree
 from .cpu import FewRowProducts
+from .cpu_head import CPUHead
 from .fingerprint import compiled, depends_on, state_of
 from .waiting import reads_freely
 
@@ -173,9 +174,10 @@ def choose_drafter(
     Returns:
         [`Drafter`]
     """
-    head = CompleteHead.make(draft, embed_tokens, lm_head)
     if compile_config is not None and max_length is not None and CompiledDrafter.supports(draft):
+        head = CompleteHead.make(draft, embed_tokens, lm_head)
         return CompiledDrafter(head, options, compile_config, max_length)
+    head = (CPUHead if CPUHead.suits(draft) else CompleteHead).make(draft, embed_tokens, lm_head)
     # Elsewhere, reading a value would wait for the device.
     return Drafter(head, options, stops_early=reads_freely(draft.device))
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from .cpu_head import are_plain_float32
 
 
 class FewRowProducts(TorchFunctionMode):
@@ -40,10 +41,7 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     Returns:
         `torch.Tensor` of shape `(..., out_features)`
     """
-    is_plain = type(weight) in (torch.Tensor, nn.Parameter)  # others may be quantized or distributed
-    if not is_plain or weight.device.type != "cpu" or weight.dtype != torch.float32 or inputs.dtype != torch.float32:
-        return F.linear(inputs, weight, bias)
-    if not _HAS_MKL or inputs.dim() < 2:
+    if not are_plain_float32(inputs, weight) or not _HAS_MKL or inputs.dim() < 2:
         return F.linear(inputs, weight, bias)
     rows = inputs.flatten(0, -2)
     if len(rows) > _FEW_ROWS:
