@@ -18,6 +18,7 @@ from ..drafting.policy import FixedSize
 from ..drafting.retrieval import Retrieval
 from ..fast.compiled_head import choose_drafter
 from ..fast.compiled_target import CompiledTarget, compiled_call, loads_kernels
+from ..fast.cpu_target import CPUTarget
 from ..fast.waiting import reads_freely
 from ..head.modeling_eagle import EagleDraftModel
 from ..target.chain import ChainTarget
@@ -111,8 +112,10 @@ def open_target(
     arguments = (model, generation_config, model_kwargs, reader, plain_sizes)
     if call is not None:
         return CompiledTarget(*arguments, call=call, max_nodes=max_nodes)
+    if is_tree and switch is not None:
+        return SwitchingTarget(*arguments, switch=switch)
     if is_tree:
-        return Target(*arguments) if switch is None else SwitchingTarget(*arguments, switch=switch)
+        return (CPUTarget if CPUTarget.suits(model) else Target)(*arguments)
     if is_recurrent(model, is_static=capacity(model_kwargs[name]) is not None):
         return RecurrentTarget(*arguments) if switch is None else SwitchingRecurrentTarget(*arguments, switch=switch)
     return ChainTarget(*arguments) if switch is None else SwitchingChainTarget(*arguments, switch=switch)
